@@ -1,0 +1,242 @@
+"""Checkpoints: a directory with ``model.safetensors``, ``config.yaml`` and ``manifest.json``; never a pickle.
+
+The manifest holds the sha256 of every other file, so a truncated, swapped or foreign file is found before a number is
+computed from it. A checkpoint is written under a temporary name, fsynced and renamed: a reader sees all of it or none.
+Training state (optimiser, step) is a further file ``training.pt``, read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import safetensors
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dr_core.config import load_yaml
+from dr_core.errors import CheckpointError, OutputInUseError
+
+FORMAT = 1
+MODEL, CONFIG, MANIFEST, TRAINING = "model.safetensors", "config.yaml", "manifest.json", "training.pt"
+_MAX_MANIFEST_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in memory.
+
+    Attributes:
+        path: where it was read from.
+        tensors: every weight by name.
+        config: the mapping of ``config.yaml``.
+        manifest: the mapping of ``manifest.json``.
+        training: the training state, or None.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    training: dict[str, Any] | None
+
+    @property
+    def model_hash(self) -> str:
+        """sha256 of the weights: the provenance stored with every reward."""
+        return str(self.manifest["sha256"][MODEL])
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for piece in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def git_commit() -> str:
+    """The commit of the source tree this package runs from, or "unknown" when it is installed without one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_checkpoint(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint directory in one step; an existing ``path`` is refused, never overwritten.
+
+    Args:
+        path: the directory to create.
+        tensors: weights by name.
+        config: what rebuilds the model.
+        manifest: further facts (statistics, data set hash); hashes and versions are added here.
+        training: optimiser state and step, when training is to be resumed from here.
+
+    Raises:
+        OutputInUseError: ``path`` exists.
+    """
+    if path.exists():
+        raise OutputInUseError(
+            str(path), expected="no such directory yet", found="one", next_step="give another --out or remove it"
+        )
+    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / MODEL)
+        (temporary / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        if training is not None:
+            torch.save(dict(training), temporary / TRAINING)
+        record = {
+            "format": FORMAT,
+            "sha256": {file.name: sha256_file(file) for file in sorted(temporary.iterdir())},
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "safetensors": safetensors.__version__,
+            },
+            "git_commit": git_commit(),
+            "created_unix_s": round(time.time(), 3),
+            **manifest,
+        }
+        (temporary / MANIFEST).write_text(json.dumps(record, indent=2), encoding="utf-8")
+        for file in temporary.iterdir():
+            _fsync(file)
+        _fsync(temporary)
+        temporary.rename(path)
+        _fsync(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint directory.
+
+    Raises:
+        CheckpointError: missing, a pickle, truncated, changed since it was written, or of another format.
+    """
+    manifest = _read_manifest(path)
+    for name, expected in manifest["sha256"].items():
+        file = path / name
+        if Path(name).name != name or file.is_symlink() or not file.is_file():
+            raise CheckpointError(
+                str(file), expected="a plain file named in the manifest", found="none", next_step="copy it again whole"
+            )
+        found = sha256_file(file)
+        if found != expected:
+            raise CheckpointError(
+                str(file),
+                expected=f"sha256 {expected[:12]}… as in its manifest",
+                found=f"{found[:12]}… (truncated or changed)",
+                next_step="copy the checkpoint again or train it anew",
+            )
+    try:
+        tensors = load_file(path / MODEL)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            str(path / MODEL),
+            expected="safetensors",
+            found=f"another format ({error}); pickles are never opened",
+            next_step="train or export the model with this package",
+        ) from error
+    training = None
+    if TRAINING in manifest["sha256"]:
+        try:
+            training = torch.load(path / TRAINING, weights_only=True, map_location="cpu")
+        except (UnpicklingError, RuntimeError) as error:
+            raise CheckpointError(
+                str(path / TRAINING),
+                expected="tensors and plain numbers only",
+                found="something else (nothing in it was executed)",
+                next_step="start the training anew",
+            ) from error
+    return Checkpoint(path, tensors, load_yaml(path / CONFIG), manifest, training)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if path.is_file():
+        raise CheckpointError(
+            str(path),
+            expected="a checkpoint directory",
+            found="a file (pickles such as .pt and .pth are never opened)",
+            next_step="give the directory that holds manifest.json",
+        )
+    file = path / MANIFEST
+    if not file.is_file():
+        found = "no such directory" if not path.exists() else "no manifest.json in it"
+        raise CheckpointError(
+            str(path), expected="a checkpoint directory", found=found, next_step="train one with dr train-reward"
+        )
+    if file.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise CheckpointError(
+            str(file), expected="a manifest below 16 MiB", found="a larger file", next_step="copy it again"
+        )
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        whole = isinstance(manifest, dict) and manifest["format"] == FORMAT
+        whole = whole and {MODEL, CONFIG} <= set(manifest["sha256"])
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise CheckpointError(
+            str(file),
+            expected=f"JSON of format {FORMAT} naming {MODEL} and {CONFIG}",
+            found="something else",
+            next_step="copy the checkpoint again or train it anew",
+        )
+    return dict(manifest)
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, where: Path) -> None:
+    """Copy ``tensors[prefix + name]`` into ``module``; every key must be there, fit, and be used.
+
+    Raises:
+        CheckpointError: naming the missing, unexpected or wrongly shaped keys.
+    """
+    own = module.state_dict()
+    given = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    faults = [f"missing {prefix}{name}" for name in own if name not in given]
+    faults += [f"unexpected {prefix}{name}" for name in given if name not in own]
+    faults += [
+        f"{prefix}{name} has shape {tuple(given[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise CheckpointError(
+            str(where),
+            expected="exactly the weights its config.yaml describes",
+            found="; ".join(faults[:4]) + more,
+            next_step="use weights and config of the same training run",
+        )
+    module.load_state_dict(given)

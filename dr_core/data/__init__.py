@@ -1,0 +1,1 @@
+"""Recordings: episodes in bags, images, videos."""

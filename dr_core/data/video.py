@@ -1,0 +1,112 @@
+"""Video files, through PyAV (FFmpeg)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from dr_core.data.images import PIXEL_LIMIT
+from dr_core.errors import BagError, OutputInUseError
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv")
+
+
+def write_video(path: Path, frames: NDArray[np.uint8], rate_hz: float, *, lossless: bool) -> None:
+    """Write frames (T, H, W, 3) RGB as H.264; never overwrites.
+
+    Args:
+        path: the new file; its suffix chooses the container.
+        frames: at least one.
+        rate_hz: frames per second; every frame gets the same duration.
+        lossless: keep every bit (RGB, read by FFmpeg-based players only), else plain yuv420p for any player;
+            the latter repeats the last row or column of odd sizes.
+
+    Raises:
+        OutputInUseError: something is at ``path``.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or frames.size == 0:
+        raise ValueError(f"frames are uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
+    if not rate_hz > 0:
+        raise ValueError(f"rate_hz must be positive, not {rate_hz}")
+    if os.path.lexists(path):
+        raise OutputInUseError(
+            str(path), expected="a free name", found="an existing file", next_step="choose another name"
+        )
+    if not lossless:
+        odd_height, odd_width = frames.shape[1] % 2, frames.shape[2] % 2
+        frames = np.pad(frames, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}.writing{path.suffix}")
+    with av.open(str(unfinished), "w") as container:
+        rate = Fraction(rate_hz).limit_denominator(1000)
+        stream = container.add_stream("libx264rgb" if lossless else "libx264", rate=rate)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "rgb24" if lossless else "yuv420p"
+        # qp 0 is x264's lossless mode; crf 18 looks the same as the source.
+        stream.options = {"preset": "veryfast", **({"qp": "0"} if lossless else {"crf": "18"})}
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    os.rename(unfinished, path)
+
+
+def iterate_video(path: Path) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """Frames (H, W, 3) RGB of the first video stream with their stamps in ns, one at a time.
+
+    Raises:
+        BagError: not a video, or a damaged one.
+    """
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise _not_a_video(path, "no video stream")
+            stream = container.streams.video[0]
+            if stream.width * stream.height > PIXEL_LIMIT:
+                raise _not_a_video(path, f"frames of {stream.width} x {stream.height}")
+            for frame in container.decode(stream):
+                if frame.pts is None or frame.time_base is None:
+                    raise _not_a_video(path, "a frame without a time")
+                yield frame.to_ndarray(format="rgb24"), int(frame.pts * frame.time_base * 10**9)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise _not_a_video(path, " ".join(str(error).split())) from error
+
+
+def read_video(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """All frames (T, H, W, 3) RGB and their stamps (T,) in ns since the start.
+
+    Raises:
+        BagError: not a video, a damaged one, or one without frames.
+    """
+    frames, stamps_ns = [], []
+    for frame, stamp_ns in iterate_video(path):
+        frames.append(frame)
+        stamps_ns.append(stamp_ns)
+    if not frames:
+        raise _not_a_video(path, "no frames")
+    return np.stack(frames), np.array(stamps_ns, np.int64)
+
+
+def video_rate_hz(path: Path) -> float:
+    """Nominal frame rate, 0 where the file does not say.
+
+    Raises:
+        BagError: not a video.
+    """
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise _not_a_video(path, "no video stream")
+            return float(container.streams.video[0].average_rate or 0)
+    except (av.error.FFmpegError, OSError) as error:
+        raise _not_a_video(path, " ".join(str(error).split())) from error
+
+
+def _not_a_video(path: Path, found: str) -> BagError:
+    return BagError(str(path), expected="a whole video", found=found, next_step="encode or copy it again")

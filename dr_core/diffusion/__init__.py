@@ -1,0 +1,1 @@
+"""Discrete diffusion over tokens: schedule, noise process, and denoising networks."""

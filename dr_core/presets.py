@@ -1,0 +1,75 @@
+"""Configuration of a reward model: frozen dataclasses, and the presets a user starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from dr_core.codec.fsq import FSQConfig
+from dr_core.codec.train import CodecTraining
+from dr_core.codec.vqgan import VQGANConfig
+from dr_core.data.images import ImageRule
+from dr_core.diffusion.denoiser import CrossAttentionConfig
+from dr_core.diffusion.inplace import InPlaceConfig
+from dr_core.diffusion.train import VideoTraining
+
+EstimatorName = Literal["ratio", "likelihood_one_pass", "one_pass", "chain", "paper", "likelihood"]
+
+
+@dataclass(frozen=True)
+class EstimatorConfig:
+    """How a reward is computed from the trained networks (METHOD in docs/reward.md)."""
+
+    name: EstimatorName = "ratio"
+    """ratio: log p_expert - log p_background of the observed frame; one_pass, chain: minus the entropy of the next
+    frame; paper: the published sampled bound on it; likelihood: the same bound with the observed next frame."""
+    stride: int = 10
+    """paper, likelihood: timesteps between network calls."""
+    num_samples: int = 1
+    """paper: draws averaged."""
+    noise: bool = True
+    """paper: draw tokens; false takes the most likely one (the parity mode)."""
+    num_steps: int = 8
+    """chain: blocks in which the tokens are revealed."""
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.num_samples < 1 or self.num_steps < 1:
+            raise ValueError("stride, num_samples and num_steps must be at least 1")
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """Everything that rebuilds a reward model's networks."""
+
+    codec: Literal["fsq", "vqgan"] = "fsq"
+    fsq: FSQConfig = field(default_factory=FSQConfig)
+    vqgan: VQGANConfig = field(default_factory=VQGANConfig)
+    denoiser: Literal["in_place", "cross_attention"] = "in_place"
+    in_place: InPlaceConfig = field(default_factory=InPlaceConfig)
+    cross_attention: CrossAttentionConfig = field(default_factory=CrossAttentionConfig)
+    num_timesteps: int = 100
+    """T of the diffusion process."""
+    num_history: int = 2
+    """Frames of history the next one is predicted from."""
+    frame_skip: int = 1
+    """Recorded frames between the frames of the history, and to the next."""
+    background: bool = True
+    """Also learn how non-expert behaviour moves, for the ratio reward."""
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    image: ImageRule = field(default_factory=ImageRule)
+
+    def __post_init__(self) -> None:
+        if self.num_history < 1 or self.frame_skip < 1:
+            raise ValueError("num_history and frame_skip must be at least 1")
+        if self.estimator.name == "ratio" and not self.background:
+            raise ValueError("the ratio reward needs background: true")
+
+
+@dataclass(frozen=True)
+class TrainRewardConfig:
+    """A whole reward training run."""
+
+    model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    codec_training: CodecTraining = field(default_factory=CodecTraining)
+    video_training: VideoTraining = field(default_factory=VideoTraining)
+    seed: int = 0

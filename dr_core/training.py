@@ -1,0 +1,242 @@
+"""One resumable training loop for every network of the package.
+
+A stage says what one optimiser step does; this loop adds progress, curves, checkpoints and a clean stop. Each step draws
+its randomness from a generator derived from (seed, stage, step), so a resumed run repeats the uninterrupted one exactly.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from dr_core.checkpoint import MANIFEST, load_checkpoint, load_weights, save_checkpoint
+from dr_core.errors import OutputInUseError
+
+METRICS = "metrics.jsonl"
+
+
+class Stage(Protocol):
+    """What is trained: one network (or a network and its discriminator) with its optimiser."""
+
+    name: str
+    steps: int
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """Do optimiser step ``index`` (from 0) and return scalar tensors to log; no host synchronisation inside."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every weight and buffer."""
+
+    def training_state(self) -> dict[str, Any]:
+        """Optimiser states: tensors and plain numbers only."""
+
+    def restore(self, tensors: Mapping[str, Tensor], training: Mapping[str, Any], where: Path) -> None:
+        """Take back what ``tensors`` and ``training_state`` gave."""
+
+
+class RunDirectory:
+    """An output directory that one process writes at a time.
+
+    The lock is an flock: the kernel drops it when the process ends, however it ends, so a killed run can be resumed.
+    """
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        if path.exists() and any(path.iterdir()) and not resume:
+            raise OutputInUseError(
+                str(path),
+                expected="a new or empty output directory",
+                found="files of an earlier run",
+                next_step="add --resume to continue it, or give another --out",
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise OutputInUseError(
+                str(path),
+                expected="an output directory no other run writes to",
+                found="a running process that holds its lock",
+                next_step="wait for it to end, or give another --out",
+            ) from error
+
+    def close(self) -> None:
+        """Let another run use the directory."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Metrics:
+    """Curves: one JSON object per step in ``metrics.jsonl``, and TensorBoard scalars under ``tensorboard/``."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path / METRICS
+        self._stream = self._file.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(path / "tensorboard"))
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop the lines of ``stage`` past ``step`` (and a torn last line): they are about to be written again."""
+        self._stream.close()
+        kept = [json.dumps(r) + "\n" for r in read_metrics(self._file) if r["stage"] != stage or r["step"] <= step]
+        temporary = self._file.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self._file)
+        self._stream = self._file.open("a", encoding="utf-8")
+
+    def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Add one step."""
+        self._stream.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"{stage}/{name}", value, step)
+
+    def flush(self) -> None:
+        """Hand what is written to the operating system."""
+        self._stream.flush()
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._stream.close()
+        self._board.close()
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a ``metrics.jsonl``; a last line torn by a kill is left out."""
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+@contextmanager
+def stop_requested() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of raising, so that a step is never left half done."""
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def train(
+    stage: Stage, run: Path, metrics: Metrics, *, log_every: int = 10, checkpoint_every_s: float = 30.0
+) -> None:
+    """Train ``stage`` to its last step, from its newest whole checkpoint under ``run/<stage>/`` if there is one.
+
+    Args:
+        stage: what to train.
+        run: a directory this process holds (``RunDirectory``).
+        metrics: where the curves go.
+        log_every: steps between fetches of the losses from the device (all of them are logged).
+        checkpoint_every_s: seconds between checkpoints.
+
+    Raises:
+        KeyboardInterrupt: after SIGINT or SIGTERM, once the step is done and the checkpoint written.
+    """
+    folder = run / stage.name
+    done = _restore_newest(stage, folder)
+    metrics.forget_after(stage.name, done)
+    pending: list[tuple[int, dict[str, Tensor]]] = []
+    last_save = time.monotonic()
+
+    def log() -> None:
+        for step, values in pending:
+            metrics.write(stage.name, step, {name: float(value) for name, value in values.items()})
+        pending.clear()
+        metrics.flush()
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("loss {task.fields[loss]}"),
+    )  # fmt: skip
+    with stop_requested() as stop, Progress(*columns) as progress:
+        bar = progress.add_task(f"train {stage.name}", total=stage.steps, completed=done, loss="-")
+        for index in range(done, stage.steps):
+            values = stage.step(index)
+            pending.append((index + 1, values))
+            last = index + 1 == stage.steps
+            if last or stop or len(pending) >= log_every:
+                shown = float(values["loss"])
+                log()
+                progress.update(bar, completed=index + 1, loss=f"{shown:.4g}")
+            if last or stop or time.monotonic() - last_save > checkpoint_every_s:
+                log()
+                _save(stage, folder, index + 1)
+                last_save = time.monotonic()
+            if stop:
+                raise KeyboardInterrupt(f"stopped after step {index + 1} of {stage.name}; continue with --resume")
+
+
+def _save(stage: Stage, folder: Path, step: int) -> None:
+    """Write ``step_N`` whole, then drop the older ones."""
+    older = _whole_checkpoints(folder)
+    path = folder / f"step_{step:08d}"
+    save_checkpoint(path, stage.tensors(), {"stage": stage.name}, {"step": step}, stage.training_state())
+    for old in older:
+        shutil.rmtree(old)
+
+
+def _whole_checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step_*") if (p / MANIFEST).is_file()) if folder.exists() else []
+
+
+def _restore_newest(stage: Stage, folder: Path) -> int:
+    found = _whole_checkpoints(folder)
+    if not found:
+        return 0
+    checkpoint = load_checkpoint(found[-1])
+    stage.restore(checkpoint.tensors, checkpoint.training or {}, checkpoint.path)
+    return int(checkpoint.manifest["step"])
+
+
+class ExponentialAverage:
+    """Exponential moving average of a module's parameters, updated every ``every`` steps."""
+
+    def __init__(self, module: nn.Module, decay: float, every: int) -> None:
+        self.decay, self.every = decay, every
+        self.shadow = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Call after each optimiser step; ``step`` counts from 1."""
+        if step % self.every:
+            return
+        decay = min(self.decay, step / (step + 10 * self.every))
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.shadow[name].lerp_(value, 1 - decay)
+            else:
+                self.shadow[name].copy_(value)
+
+    def restore(self, tensors: Mapping[str, Tensor], prefix: str, module: nn.Module, where: Path) -> None:
+        """Take the average back from ``tensors[prefix + name]``; ``module`` gives the expected names and shapes."""
+        live = {name: value.clone() for name, value in module.state_dict().items()}
+        load_weights(module, tensors, prefix, where)
+        self.shadow = {name: value.clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(live)

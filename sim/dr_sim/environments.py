@@ -1,0 +1,78 @@
+"""One interface over the simulators: make an environment and the expert that solves it by the task's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dr_core.errors import UserError
+from dr_sim.experts import AdroitExpert, Expert, ScriptedExpert
+from dr_sim.rendering import RenderSettings
+from dr_sim.tasks import ADROIT_TASKS, default_camera, resolve_task
+
+
+class SimulatedEnvironment(Protocol):
+    """What recorder and agent need of a simulated task. Meaning and shapes: `MetaWorldEnv`, `AdroitEnv`."""
+
+    task: str
+    action_size: int
+    episode_steps: int
+
+    @property
+    def rate_hz(self) -> float: ...
+    @property
+    def expert_observation(self) -> NDArray[np.float64]: ...
+    def reset(self, seed: int) -> dict[str, NDArray[Any]]: ...
+    def step(self, action: NDArray[Any]) -> tuple[dict[str, NDArray[Any]], float, bool, dict[str, Any]]: ...
+    def joint_state(self) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]: ...
+    def camera_matrix(self) -> NDArray[np.float64]: ...
+    def close(self) -> None: ...
+
+
+def default_render(task: str, *, size: int = 64) -> RenderSettings:
+    """Fast settings with the camera that suits `task` (a resolved name), `size` x `size` pixels."""
+    return RenderSettings(width=size, height=size, camera=default_camera(task))
+
+
+def make_environment(task: str, render: RenderSettings | None = None) -> SimulatedEnvironment:
+    """The environment of `task` (any accepted spelling); `render` None takes `default_render`.
+
+    Raises: ConfigError: unknown task. RenderingError: no back-end.
+    """
+    name = resolve_task(task)
+    if render is None:
+        render = default_render(name)
+    if name in ADROIT_TASKS:
+        from dr_sim.adroit_env import AdroitEnv
+
+        return AdroitEnv(name, render=render)
+    from dr_sim.metaworld_env import MetaWorldEnv
+
+    return MetaWorldEnv(name, render=render)
+
+
+def adroit_weights_file(task: str, directory: Path | None) -> Path:
+    """Path of the expert weights of an Adroit task.
+
+    Raises: UserError: no directory given, or the file is not there.
+    """
+    name = f"{task.removeprefix('adroit-')}_policy.npz"
+    path = None if directory is None else directory / name
+    if path is None or not path.is_file():
+        raise UserError(
+            f"expert of {task}",
+            expected=f"a file {name} with the weights of a tanh network",
+            found="no directory given" if path is None else f"no {path}",
+            next_step="pass the directory that holds it as --adroit-weights",
+        )
+    return path
+
+
+def make_expert(task: str, adroit_weights: Path | None = None) -> Expert:
+    """The expert of a resolved task name: scripted in Meta-World, trained (in `adroit_weights`) in Adroit."""
+    if task in ADROIT_TASKS:
+        return AdroitExpert(adroit_weights_file(task, adroit_weights))
+    return ScriptedExpert(task)

@@ -1,0 +1,160 @@
+"""Meta-World v3 tasks as small environments: seeded goals, pictures, proprioception, sparse success."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dr_core.errors import ConfigError
+from dr_sim.rendering import FrameRenderer, RenderSettings, select_backend
+from dr_sim.tasks import METAWORLD_TASKS, resolve_task
+
+Observation = dict[str, NDArray[Any]]
+
+EPISODE_STEPS = 100
+"""Agent steps an episode (paper)."""
+# The simulator raises when it is stepped past its own time limit.
+SIMULATOR_STEPS = 500
+JOINT_NAMES = (*(f"right_j{i}" for i in range(7)), "r_close", "l_close")
+"""Sawyer's arm joints (rad) and the two finger slides (m), as named in the MuJoCo model."""
+
+
+def default_action_repeat(task: str) -> int:
+    """Simulator steps an agent step (paper: 3 for assembly, 2 for the others)."""
+    return 3 if task == "assembly" else 2
+
+
+class MetaWorldEnv:
+    """One Meta-World task, driven at the agent's rate.
+
+    `reset(seed)` draws object and goal positions from `seed` alone, so the same seed gives the same episode
+    whatever ran before. Actions are (4,) in [-1, 1]: Cartesian step of the hand and gripper effort.
+    Observations: "image" (H, W, 3) uint8 RGB, "proprio" (8,) float32: hand position in metres and gripper
+    opening in [0, 1], now and one simulator step before (as published). Positions of objects and the goal are
+    only in `expert_observation`, for the scripted experts.
+
+    Args:
+        task: name with or without "-v3".
+        render: how frames are drawn; None is the default settings.
+        action_repeat: simulator steps an agent step; None takes the paper's.
+        episode_steps: agent steps after which `step` returns done.
+
+    Raises: ConfigError: unknown task, or an episode longer than the simulator allows. RenderingError: no
+    back-end.
+    """
+
+    action_size = 4
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        render: RenderSettings | None = None,
+        action_repeat: int | None = None,
+        episode_steps: int = EPISODE_STEPS,
+    ) -> None:
+        self.task = resolve_task(task)
+        if self.task not in METAWORLD_TASKS:
+            raise ConfigError(
+                "task", expected="a Meta-World v3 task", found=repr(task), next_step="use AdroitEnv"
+            )
+        self.action_repeat = default_action_repeat(self.task) if action_repeat is None else action_repeat
+        self.episode_steps = episode_steps
+        if self.action_repeat < 1 or not 1 <= self.action_repeat * episode_steps <= SIMULATOR_STEPS:
+            raise ConfigError(
+                "episode length",
+                expected=f"action_repeat x episode_steps from 1 to {SIMULATOR_STEPS} simulator steps",
+                found=f"{self.action_repeat} x {episode_steps}",
+                next_step="lower one of them",
+            )
+        select_backend()
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+        with warnings.catch_warnings():
+            # Gymnasium warns about observation bounds and precision that this class replaces.
+            warnings.simplefilter("ignore")
+            self._env: Any = ALL_V3_ENVIRONMENTS[f"{self.task}-v3"]()
+        # The goal positions come from this environment's own generator instead of a frozen task or numpy's
+        # global one, and the raw observation holds the goal, which the scripted experts need.
+        self._env._set_task_called = True
+        self._env._freeze_rand_vec = False
+        self._env.seeded_rand_vec = True
+        self._env._partially_observable = False
+        del self._env.sawyer_observation_space
+        self._renderer = FrameRenderer(
+            self._env.model, self._env.data, RenderSettings() if render is None else render
+        )
+        self._raw: NDArray[np.float64] | None = None
+        self._steps = 0
+
+    @property
+    def rate_hz(self) -> float:
+        """Agent steps a second of simulated time."""
+        return 1.0 / (float(self._env.dt) * self.action_repeat)
+
+    @property
+    def expert_observation(self) -> NDArray[np.float64]:
+        """Meta-World's full state observation (39,), goal included: privileged, for scripted experts only."""
+        if self._raw is None:
+            raise RuntimeError("reset() comes before expert_observation")
+        return self._raw
+
+    def reset(self, seed: int) -> Observation:
+        """Start the episode that belongs to `seed` (non-negative)."""
+        import mujoco
+
+        env = self._env
+        env.seed(seed)
+        env.reset()
+        # Meta-World moves bodies and goal markers in the model without updating the state: without this, the
+        # first picture and the first observation show the scene of the model file and objects jump at the
+        # first step.
+        for site in env._target_site_config:
+            env._set_pos_site(*site)
+        mujoco.mj_forward(env.model, env.data)
+        env._prev_obs = env._get_curr_obs_combined_no_goal()
+        self._raw = env._get_obs()
+        self._steps = 0
+        return self._observation()
+
+    def step(self, action: NDArray[Any]) -> tuple[Observation, float, bool, dict[str, Any]]:
+        """Apply `action` (4,), clipped to [-1, 1], for `action_repeat` simulator steps.
+
+        Returns: the observation; the number of successful simulator steps; whether the episode's time is
+        over; and info with "success", True when any of the simulator steps succeeded.
+        """
+        if self._raw is None or self._steps >= self.episode_steps:
+            raise RuntimeError("the episode is over or has not begun: call reset()")
+        clipped = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
+        reward = 0.0
+        for _ in range(self.action_repeat):
+            self._raw, _, _, _, info = self._env.step(clipped)
+            reward += float(info["success"])
+        self._steps += 1
+        return self._observation(), reward, self._steps == self.episode_steps, {"success": reward > 0}
+
+    def joint_state(self) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
+        """Names, positions and velocities (9,) of arm and gripper joints, in rad, m and per second."""
+        joints = [self._env.model.joint(name) for name in JOINT_NAMES]
+        position = np.array([self._env.data.qpos[joint.qposadr[0]] for joint in joints])
+        velocity = np.array([self._env.data.qvel[joint.dofadr[0]] for joint in joints])
+        return JOINT_NAMES, position, velocity
+
+    def camera_matrix(self) -> NDArray[np.float64]:
+        """Intrinsic matrix (3, 3) of the camera, pixels."""
+        return self._renderer.camera_matrix()
+
+    def close(self) -> None:
+        """Free the renderer and the simulator."""
+        self._renderer.close()
+        self._env.close()
+
+    def _observation(self) -> Observation:
+        assert self._raw is not None
+        return {
+            "image": self._renderer.render(self._env.data),
+            "proprio": np.concatenate([self._raw[:4], self._raw[18:22]]).astype(np.float32),
+        }
