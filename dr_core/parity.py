@@ -1,6 +1,7 @@
-"""Comparison with the published implementation at paper size, through stored vectors and weights filled by a rule.
+"""Comparison with the published implementation at paper size, by stored vectors and weights filled by rule.
 
-Weights are not stored: both sides draw each tensor from a generator seeded by a salt and the tensor's published name.
+Weights are not stored: both sides draw each tensor from a generator seeded by a salt and the tensor's
+published name.
 """
 
 from __future__ import annotations
@@ -42,14 +43,15 @@ class Check:
 
 
 def fill_weights(state: Mapping[str, Tensor], salt: str) -> dict[str, Tensor]:
-    """Draw a tensor for each entry of ``state`` (published name → tensor of the right shape) by the fill rule.
+    """Draw a tensor for each entry of ``state`` (published name → tensor of the right shape) by rule.
 
     Scalars, integers and constants (``log_*``, ``Lt_*``, ``*.mask``) are left out of the result.
     """
     filled = {}
     for name, like in state.items():
         last = name.rsplit(".", 1)[-1]
-        if like.dim() == 0 or not like.is_floating_point() or last == "mask" or last.startswith(("log_", "Lt_")):
+        constant = last == "mask" or last.startswith(("log_", "Lt_"))
+        if constant or like.dim() == 0 or not like.is_floating_point():
             continue
         rng = np.random.Generator(np.random.PCG64(zlib.crc32((salt + name).encode())))
         n = rng.standard_normal(tuple(like.shape)).astype(np.float32)
@@ -70,14 +72,17 @@ def fill_weights(state: Mapping[str, Tensor], salt: str) -> dict[str, Tensor]:
 
 def filled_model(salt: str) -> tuple[VQGAN, CategoricalDiffusion, CrossAttentionDenoiser]:
     """The paper-size codec, noise process and frozen denoiser with weights filled by the rule."""
+
+    def fill(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        filled = fill_weights({prefix + name: value for name, value in state.items()}, salt)
+        return {name.removeprefix(prefix): value for name, value in filled.items()}
+
     codec = VQGAN(VQGANConfig())
-    state = fill_weights({CODEC_PREFIX + name: value for name, value in codec.state_dict().items()}, salt)
-    codec.load_state_dict({name.removeprefix(CODEC_PREFIX): value for name, value in state.items()})
+    codec.load_state_dict(fill(codec.state_dict(), CODEC_PREFIX))
     denoiser = CrossAttentionDenoiser(CrossAttentionConfig(), codec.num_codes)
-    state = fill_weights({TRANSFORMER_PREFIX + name: value for name, value in denoiser.to_published().items()}, salt)
-    denoiser.from_published({name.removeprefix(TRANSFORMER_PREFIX): value for name, value in state.items()})
+    denoiser.from_published(fill(denoiser.to_published(), TRANSFORMER_PREFIX))
     diffusion = CategoricalDiffusion(mask_and_uniform(ScheduleConfig(), codec.num_codes))
-    return codec.eval().requires_grad_(False), diffusion, denoiser.freeze()
+    return codec.eval(), diffusion, denoiser.freeze()
 
 
 @torch.no_grad()
@@ -100,7 +105,8 @@ def compare(golden_path: Path, salt: str) -> list[Check]:
     want = tensors["tokens"].long()
     decoded = (codec.decode(want[: len(tensors["decoded"])]).permute(0, 2, 3, 1) + 1) * 127.5
     check("decoded, grey levels of 255", decoded, tensors["decoded"], 1e-2)
-    history = torch.cat([torch.cat([want[:1], want[:-1]]), want], 1)  # (frame k-1, frame k), the first repeated
+    # (frame k-1, frame k), the first frame repeated.
+    history = torch.cat([torch.cat([want[:1], want[:-1]]), want], 1)
     check("condition tokens, differing", history, tensors["condition_tokens"], 0)
 
     cache = denoiser.condition(history)
@@ -109,8 +115,8 @@ def compare(golden_path: Path, salt: str) -> list[Check]:
     logits = denoiser(all_masked, torch.full((batch,), last), cache)
     log_p = tensors["log_p_start_all_masked_t99"].transpose(1, 2)
     check("log p(x_start), nats", logits.log_softmax(-1)[: len(log_p)], log_p, 2e-4)
-    one_pass = entropy.one_pass(diffusion, denoiser, history)
-    check("one-pass entropy, relative", -one_pass.value, tensors["one_pass_entropy_nats"], 1e-3, relative=True)
+    one_pass = -entropy.one_pass(diffusion, denoiser, history).value
+    check("one-pass entropy, relative", one_pass, tensors["one_pass_entropy_nats"], 1e-3, relative=True)
 
     quiet = entropy.paper(diffusion, denoiser, history, noise=None)
     check("reward without noise, relative", quiet.value, tensors["reward_noise_off"], 1e-3, relative=True)

@@ -13,16 +13,17 @@ from dr_core.diffusion.denoiser import CrossAttentionConfig
 from dr_core.diffusion.inplace import InPlaceConfig
 from dr_core.diffusion.train import VideoTraining
 
-EstimatorName = Literal["ratio", "likelihood_one_pass", "one_pass", "chain", "paper", "likelihood"]
+EstimatorName = Literal["ratio", "one_pass_likelihood", "one_pass", "chain", "paper", "likelihood"]
 
 
 @dataclass(frozen=True)
 class EstimatorConfig:
-    """How a reward is computed from the trained networks (METHOD in docs/reward.md)."""
+    """How a reward is computed from the trained networks (see docs/reward.md)."""
 
     name: EstimatorName = "ratio"
-    """ratio: log p_expert - log p_background of the observed frame; one_pass, chain: minus the entropy of the next
-    frame; paper: the published sampled bound on it; likelihood: the same bound with the observed next frame."""
+    """ratio: log p_expert - log p_background of the observed frame, one call each; one_pass_likelihood: its first term;
+    one_pass, chain: minus the entropy of the next frame; paper: the published sampled bound on it; likelihood: the same
+    bound for the observed frame (the published ablation)."""
     stride: int = 10
     """paper, likelihood: timesteps between network calls."""
     num_samples: int = 1
@@ -73,3 +74,37 @@ class TrainRewardConfig:
     codec_training: CodecTraining = field(default_factory=CodecTraining)
     video_training: VideoTraining = field(default_factory=VideoTraining)
     seed: int = 0
+
+
+def _default() -> TrainRewardConfig:
+    return TrainRewardConfig()
+
+
+def _tiny() -> TrainRewardConfig:
+    """Seconds on a laptop: for tests and for trying the commands."""
+    return TrainRewardConfig(
+        model=RewardModelConfig(fsq=FSQConfig(channels=16), in_place=InPlaceConfig(width=32, depth=2, heads=2)),
+        codec_training=CodecTraining(steps=40, batch_size=8, warmup_steps=5),
+        video_training=VideoTraining(steps=40, batch_size=16, warmup_steps=5),
+    )
+
+
+def _paper() -> TrainRewardConfig:
+    """The published model and training (arXiv 2312.14134), its behaviour included where it is a weakness."""
+    return TrainRewardConfig(
+        model=RewardModelConfig(
+            codec="vqgan", denoiser="cross_attention", background=False, estimator=EstimatorConfig(name="paper")
+        ),
+        codec_training=CodecTraining(steps=87_500, learning_rate=1e-4),
+        video_training=VideoTraining(
+            steps=40_000,
+            learning_rate=4.5e-4,
+            warmup_steps=5000,
+            schedule="plateau",
+            all_masked_share=0.0,
+            distorted_share=0.0,
+        ),
+    )
+
+
+PRESETS = {"default": _default, "paper": _paper, "tiny": _tiny}

@@ -1,1 +1,1 @@
-"""Image codecs: 64×64 frames to an 8×8 grid of codes and back."""
+"""Image codecs: 64x64 frames to an 8x8 grid of codes and back."""

@@ -1,7 +1,8 @@
 """Training losses of the VQ-GAN: reconstruction, perceptual (LPIPS) and adversarial (PatchGAN).
 
-Generator and discriminator losses are separate functions. The generator's is computed with a discriminator whose
-parameters are detached, the discriminator's on a detached reconstruction, so neither gradient reaches the other side.
+Generator and discriminator losses are separate functions. The generator's is computed with a discriminator
+whose parameters are detached, the discriminator's on a detached reconstruction, so neither gradient reaches
+the other side.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -44,7 +46,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         widths = [width * min(2**i, 8) for i in range(layers + 1)]
         net: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (inputs, outputs) in enumerate(pairwise(widths)):
             stride = 2 if i < layers - 1 else 1
             net += [
                 nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1, bias=False),
@@ -83,8 +85,9 @@ class Perceptual(nn.Module):
         self.weights = nn.ParameterList(torch.zeros(1, c, 1, 1) for c in (64, 128, 256, 512, 512))
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
+        mean, std = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]]).view(2, 1, 3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
         self.eval().requires_grad_(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -105,14 +108,14 @@ def load_perceptual(directory: str) -> Perceptual | None:
     """LPIPS from local files, or None with a line in the log when ``directory`` is empty.
 
     Args:
-        directory: holds ``vgg16.pth`` (torchvision's ImageNet weights) and ``lpips_vgg.pth`` (the ``lpips`` package's
-            ``weights/v0.1/vgg.pth``).
+        directory: holds ``vgg16.pth`` (torchvision's ImageNet weights) and ``lpips_vgg.pth`` (the ``lpips``
+            package's ``weights/v0.1/vgg.pth``).
 
     Raises:
         CheckpointError: a file is missing or holds something else.
     """
     if not directory:
-        log.warning("no perceptual weights given (perceptual_path): the codec trains without the perceptual term")
+        log.warning("perceptual_path is empty: the codec trains without the perceptual term")
         return None
     vgg = _read(Path(directory) / "vgg16.pth")
     linear = _read(Path(directory) / "lpips_vgg.pth")
@@ -164,7 +167,7 @@ class VQGANLoss(nn.Module):
         self.perceptual = load_perceptual(config.perceptual_path)
 
     def generator(
-        self, images: Tensor, reconstruction: Tensor, quantisation: Tensor, last_layer: nn.Parameter, step: int
+        self, images: Tensor, reconstruction: Tensor, quantisation: Tensor, last_layer: Tensor, step: int
     ) -> GeneratorLoss:
         """Loss of the codec.
 

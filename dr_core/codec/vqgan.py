@@ -1,4 +1,4 @@
-"""The published VQ-GAN codec: 64×64 RGB frames to an 8×8 grid of codes (the paper preset).
+"""The published VQ-GAN codec: 64x64 RGB frames to an 8x8 grid of codes (the paper preset).
 
 Module names are those of the published ``vqgan.pt``, so that its state dict loads as it is.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +76,9 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     """x + single-head self-attention over the positions of norm(x).
 
-    ``proj_out`` is never applied: the published network stores such weights but leaves them out of its forward pass,
-    and applying them gives other tokens. It is here so that published weights load without an exception to the rule.
+    ``proj_out`` is never applied: the published network stores such weights but leaves them out of its
+    forward pass, and applying them gives other tokens. It is here so that published weights load without an
+    exception to the rule.
     """
 
     def __init__(self, channels: int) -> None:
@@ -125,7 +127,7 @@ class Encoder(nn.Module):
         super().__init__()
         channels, size = config.channels, config.image_size
         layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, padding=1)]
-        for inputs, outputs in zip(channels[:-1], channels[1:], strict=True):
+        for inputs, outputs in pairwise(channels):
             for width in (inputs, outputs):
                 layers.append(Residual(width, outputs))
                 if size == config.attention_size:
@@ -178,7 +180,7 @@ class Codebook(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """64×64 RGB in [-1, 1] ↔ 8×8 codes."""
+    """64x64 RGB in [-1, 1] ↔ 8x8 codes."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -192,7 +194,7 @@ class VQGAN(nn.Module):
         self.quant_conv = nn.Conv2d(config.latent_dim, config.latent_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_dim, config.latent_dim, 1)
         if config.channels_last:
-            self.to(memory_format=torch.channels_last)
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
 
     def latents(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [-1, 1] → (B, latent_dim, rows, columns), not yet quantised."""
@@ -230,8 +232,8 @@ class VQGAN(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (reconstruction (B, 3, S, S), codes (B, rows·columns), quantisation loss ()).
 
-        The gradient passes straight through the rounding to a code. The loss is |sg(z) - e|² + beta |z - sg(e)|²:
-        the first term moves the codes, the second, the commitment, moves the encoder.
+        The gradient passes straight through the rounding to a code. The loss is |sg(z) - e|² + beta |z -
+        sg(e)|²: the first term moves the codes, the second, the commitment, moves the encoder.
         """
         latents = self.latents(images)
         tokens = self.nearest(latents.detach())
@@ -240,7 +242,7 @@ class VQGAN(nn.Module):
         straight_through = latents + (codes - latents).detach()
         return self.reconstruct(straight_through), tokens, loss
 
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight of the decoder's last convolution, where the adversarial weight is balanced."""
         convolution = self.decoder.model[-1]
         assert isinstance(convolution, nn.Conv2d)

@@ -75,7 +75,7 @@ class BagWriter:
         self._checked_at_bytes = 0
         self._broken = False
 
-    def add_channel(self, channel: Channel, *, type_hash: str = "") -> int:
+    def add_channel(self, channel: Channel) -> int:
         """Declare a topic; returns its number for :meth:`write`."""
         key = (channel.msgtype, channel.definition)
         if key not in self._schemas:
@@ -91,7 +91,7 @@ class BagWriter:
                 "type": channel.msgtype,
                 "serialization_format": channel.encoding,
                 "offered_qos_profiles": channel.qos,
-                "type_description_hash": type_hash,
+                "type_description_hash": "",
             },
             "message_count": 0,
         }

@@ -34,6 +34,7 @@ class Clip:
     start: int
     length: int
     source: str
+    seed: int | None
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def frame_store(
         length = len(episode.frames)
         digest.update(f"{behaviour} {episode.metadata.task} {length}\n".encode())
         digest.update(np.ascontiguousarray(episode.frames))
-        clips.append(Clip(episode.metadata.task, behaviour, start, length, str(source)))
+        clips.append(Clip(episode.metadata.task, behaviour, start, length, str(source), episode.metadata.seed))
         parts.append(episode.frames)
         start += length
         progress(done + 1, len(sources))

@@ -16,19 +16,28 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.typesys import Stores, get_typestore
-from rosbags.typesys.store import Typestore
 
 from dr_core.data.bag_writer import BagWriter
-from dr_core.data.images import DamagedImage, ImageRule, decode_compressed, decode_raw
-from dr_core.data.raw import Channel, RawMessage, is_recording, recording_path, repair_hint
+from dr_core.data.images import DamagedImage, ImageRule
+from dr_core.data.messages import (
+    CAMERA_INFO,
+    FLOAT_ARRAY,
+    IMAGE,
+    JOINT_STATE,
+    STRING,
+    choose_image_channel,
+    decode_image,
+    definition_of,
+    deserialize,
+    typestore,
+)
+from dr_core.data.raw import Channel, is_recording, recording_path, repair_hint
 from dr_core.data.storage import BAG_SUFFIXES, locate, refuse_damage, scan, survey
 from dr_core.data.video import VIDEO_SUFFIXES, iterate_video, video_rate_hz
 from dr_core.errors import BagError
@@ -39,19 +48,6 @@ IMAGE_TOPIC = "/camera/color/image_raw"
 JOINT_TOPIC = "/joint_states"
 ACTION_TOPIC = "/action"
 EPISODE_TOPIC = "/episode"
-
-IMAGE = "sensor_msgs/msg/Image"
-COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
-CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
-JOINT_STATE = "sensor_msgs/msg/JointState"
-FLOAT_ARRAY = "std_msgs/msg/Float64MultiArray"
-STRING = "std_msgs/msg/String"
-
-
-@lru_cache(maxsize=1)
-def typestore() -> Typestore:
-    """Message types of ROS 2 Humble: the oldest supported release; Jazzy has the same types and hashes."""
-    return get_typestore(Stores.ROS2_HUMBLE)
 
 
 @dataclass(frozen=True)
@@ -306,9 +302,8 @@ class EpisodeWriter:
     def _append(self, topic: str, stamp_ns: int, message: Any) -> None:
         msgtype = message.__msgtype__
         if topic not in self._channels:
-            definition, _ = typestore().generate_msgdef(msgtype, ros_version=2)
-            channel = Channel(topic, msgtype, "cdr", "ros2msg", definition.encode(), "")
-            self._channels[topic] = self._bag.add_channel(channel, type_hash=typestore().hash_rihs01(msgtype))
+            channel = Channel(topic, msgtype, "cdr", "ros2msg", definition_of(msgtype), "")
+            self._channels[topic] = self._bag.add_channel(channel)
         self._bag.write(self._channels[topic], stamp_ns, typestore().serialize_cdr(message, msgtype))
 
 
@@ -336,10 +331,10 @@ class Episode:
 def read_episode(path: Path, *, rule: ImageRule, image_topic: str | None = None) -> Episode:
     """Read an episode from a bag (rosbag2 directory, .mcap, .db3) or a video file.
 
-    Frames are put in the order of their header stamps. Frames that repeat a stamp or cannot be decoded are left
-    out; metadata.drops counts them under "duplicate:<topic>" and "damaged:<topic>", and those that arrived late
-    under "out_of_order:<topic>". A bag without metadata reads as outcome "partial" of an unknown operator. A
-    video is a "success" at the task its directory is named after, as collections of expert videos are laid out.
+    Frames are put in the order of their header stamps. Frames that repeat a stamp or cannot be decoded are
+    left out; metadata.drops counts them under "duplicate:<topic>" and "damaged:<topic>", and those that
+    arrived late under "out_of_order:<topic>". A bag without metadata reads as outcome "partial" of an unknown
+    operator. A video is a "success" at the task its directory is named after.
 
     Args:
         path: the bag or the video.
@@ -381,7 +376,7 @@ def read_episode(path: Path, *, rule: ImageRule, image_topic: str | None = None)
             frames[len(stamps_ns)] = rule.apply(image)
             stamps_ns.append(stamp_ns)
         elif kind == (ACTION_TOPIC, FLOAT_ARRAY):
-            actions.append(deserialize(message, path).data)
+            actions.append(np.array(deserialize(message, path).data))  # a copy, as it is a view of its chunk
             action_stamps_ns.append(message.log_time_ns)
         elif kind == (EPISODE_TOPIC, STRING):
             metadata_json = deserialize(message, path).data
@@ -393,7 +388,7 @@ def read_episode(path: Path, *, rule: ImageRule, image_topic: str | None = None)
     faults["damaged"] = damaged
     found = {f"{fault}:{camera.topic}": count for fault, count in faults.items() if count}
     if metadata_json is None:
-        metadata = _unknown_metadata(path, "partial", _rate_hz(stamps))
+        metadata = unknown_metadata(path, "partial", _rate_hz(stamps))
     else:
         metadata = EpisodeMetadata.from_json(metadata_json, where=f"{path} {EPISODE_TOPIC}")
     metadata = dataclasses.replace(metadata, drops={**metadata.drops, **found})
@@ -408,14 +403,14 @@ def read_metadata(path: Path) -> EpisodeMetadata:
     """
     if path.suffix.lower() in VIDEO_SUFFIXES:
         _require(path)
-        return _unknown_metadata(path, "success", video_rate_hz(path))
+        return unknown_metadata(path, "success", video_rate_hz(path))
     bag = locate(path)
     text = None
     for message in scan(bag, {EPISODE_TOPIC}, refuse_damage(path)):
         if message.channel.msgtype == STRING:
             text = deserialize(message, path).data
     if text is None:
-        return _unknown_metadata(path, "partial", 0.0)
+        return unknown_metadata(path, "partial", 0.0)
     return EpisodeMetadata.from_json(text, where=f"{path} {EPISODE_TOPIC}")
 
 
@@ -426,7 +421,7 @@ def find_episodes(paths: Sequence[Path]) -> list[Path]:
     not followed there.
 
     Raises:
-        BagError: a path that does not exist, an unfinished recording named itself, or a path without episodes.
+        BagError: a path that does not exist, holds no episode, or is itself an unfinished recording.
     """
     found: set[Path] = set()
     for path in paths:
@@ -452,72 +447,6 @@ def _walk(path: Path) -> Iterator[Path]:
                 yield from _walk(child)
 
 
-def choose_image_channel(path: Path, counts: dict[Channel, int], image_topic: str | None) -> Channel:
-    """The channel with the images to read: the named one, or the only one.
-
-    Raises:
-        BagError: none or several fit; the message names them.
-    """
-    candidates = [
-        channel
-        for channel, count in counts.items()
-        if count and channel.msgtype in (IMAGE, COMPRESSED_IMAGE) and channel.encoding == "cdr"
-    ]
-    chosen = [channel for channel in candidates if image_topic in (None, channel.topic)]
-    if len(chosen) == 1:
-        return chosen[0]
-    topics = ", ".join(sorted(channel.topic for channel in candidates)) or "none"
-    expected = "exactly one topic with images" if image_topic is None else f"images on {image_topic}"
-    raise _refused(path, expected, f"image topics: {topics}", "name one of them as image topic")
-
-
-def deserialize(message: RawMessage, path: Path) -> Any:
-    """The message as an object of the typestore.
-
-    Raises:
-        BagError: its bytes do not fit its type.
-    """
-    try:
-        return typestore().deserialize_cdr(message.data, message.channel.msgtype)
-    except Exception as error:  # generated code, which fails in any way on damaged bytes
-        raise _refused(
-            path,
-            f"a {message.channel.msgtype} on {message.channel.topic}",
-            "damaged bytes",
-            repair_hint(path),
-        ) from error
-
-
-def decode_image(message: RawMessage) -> tuple[int, NDArray[np.uint8]]:
-    """Header stamp in ns and RGB (H, W, 3) of an Image or a CompressedImage.
-
-    Raises:
-        BagError: an encoding that is not supported, or no stamp.
-        DamagedImage: this image cannot be decoded.
-    """
-    try:
-        content = typestore().deserialize_cdr(message.data, message.channel.msgtype)
-    except Exception as error:  # generated code, which fails in any way on damaged bytes
-        raise DamagedImage(f"a {message.channel.msgtype}", "damaged bytes") from error
-    stamp_ns = content.header.stamp.sec * 10**9 + content.header.stamp.nanosec
-    if stamp_ns == 0 and message.log_time_ns != 0:
-        raise BagError(
-            message.channel.topic,
-            expected="images stamped by the camera driver",
-            found="stamp zero",
-            next_step="set header.stamp in the driver and record again",
-        )
-    if message.channel.msgtype == COMPRESSED_IMAGE:
-        return stamp_ns, decode_compressed(content.data, content.format)
-    return stamp_ns, decode_raw(
-        content.data,
-        encoding=content.encoding,
-        height=content.height,
-        width=content.width,
-        step=content.step,
-    )
-
-
 def _read_video_episode(path: Path, rule: ImageRule) -> Episode:
     _require(path)
     frames, stamps_ns = [], []
@@ -527,12 +456,12 @@ def _read_video_episode(path: Path, rule: ImageRule) -> Episode:
     if not frames:
         raise _refused(path, "a video with frames", "none", "encode or copy it again")
     ordered, stamps, faults = _in_order(np.stack(frames), np.array(stamps_ns, np.int64))
-    metadata = _unknown_metadata(path, "success", video_rate_hz(path))
+    metadata = unknown_metadata(path, "success", video_rate_hz(path))
     metadata = dataclasses.replace(metadata, drops={fault: count for fault, count in faults.items() if count})
     return Episode(path, metadata, ordered, stamps, *_actions(path, [], []))
 
 
-def _unknown_metadata(path: Path, outcome: Outcome, rate_hz: float) -> EpisodeMetadata:
+def unknown_metadata(path: Path, outcome: Outcome, rate_hz: float) -> EpisodeMetadata:
     """Metadata of a recording that carries none; the directory it lies in names its task."""
     return EpisodeMetadata(
         task=path.resolve().parent.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,44 +17,57 @@ from dr_core.errors import BagError, OutputInUseError
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv")
 
 
-def write_video(path: Path, frames: NDArray[np.uint8], rate_hz: float, *, lossless: bool) -> None:
-    """Write frames (T, H, W, 3) RGB as H.264; never overwrites.
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], rate_hz: float, *, lossless: bool) -> None:
+    """Write frames as H.264; never overwrites.
 
     Args:
         path: the new file; its suffix chooses the container.
-        frames: at least one.
+        frames: an array (T, H, W, 3), or any source of frames (H, W, 3), all RGB and of one size.
         rate_hz: frames per second; every frame gets the same duration.
-        lossless: keep every bit (RGB, read by FFmpeg-based players only), else plain yuv420p for any player;
-            the latter repeats the last row or column of odd sizes.
+        lossless: keep every bit (RGB, for FFmpeg-based players only), else plain yuv420p for any player; the
+            latter repeats the last row or column of odd sizes.
 
     Raises:
         OutputInUseError: something is at ``path``.
     """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or frames.size == 0:
-        raise ValueError(f"frames are uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
     if not rate_hz > 0:
         raise ValueError(f"rate_hz must be positive, not {rate_hz}")
     if os.path.lexists(path):
         raise OutputInUseError(
             str(path), expected="a free name", found="an existing file", next_step="choose another name"
         )
-    if not lossless:
-        odd_height, odd_width = frames.shape[1] % 2, frames.shape[2] % 2
-        frames = np.pad(frames, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.stem}.writing{path.suffix}")
-    with av.open(str(unfinished), "w") as container:
+    try:
+        _encode(unfinished, frames, rate_hz, lossless)
+        os.rename(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _encode(path: Path, frames: Iterable[NDArray[np.uint8]], rate_hz: float, lossless: bool) -> None:
+    shape: tuple[int, ...] | None = None
+    with av.open(str(path), "w") as container:
         rate = Fraction(rate_hz).limit_denominator(1000)
         stream = container.add_stream("libx264rgb" if lossless else "libx264", rate=rate)
-        stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "rgb24" if lossless else "yuv420p"
         # qp 0 is x264's lossless mode; crf 18 looks the same as the source.
         stream.options = {"preset": "veryfast", **({"qp": "0"} if lossless else {"crf": "18"})}
         for frame in frames:
+            first = shape is None
+            shape = shape or frame.shape
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != (*shape[:2], 3):
+                raise ValueError(f"frames are uint8 (H, W, 3) of one size, not {frame.dtype} {frame.shape}")
+            if not lossless:
+                # yuv420p halves the colour planes, so both sizes have to be even.
+                frame = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+            if first:
+                stream.height, stream.width = frame.shape[:2]
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(picture))
+        if shape is None:
+            raise ValueError("a video needs at least one frame")
         container.mux(stream.encode())
-    os.rename(unfinished, path)
 
 
 def iterate_video(path: Path) -> Iterator[tuple[NDArray[np.uint8], int]]:

@@ -1,8 +1,9 @@
 """Discrete diffusion over tokens with the mask-and-uniform process.
 
-Tokens are integers 0…K-1 and K = [MASK]; a frame has N of them. ``x_start`` are clean tokens, ``x_t`` noised ones.
-Time t is in [0, T): t = 0 means one step of noise, t = -1 means none. Nothing here ever builds a one-hot tensor:
-given x_start and x_t, a posterior takes at most four different values (at x_start, at x_t, at [MASK], elsewhere).
+Tokens are integers 0…K-1 and K = [MASK]; a frame has N of them. ``x_start`` are clean tokens, ``x_t`` noised
+ones. Time t is in [0, T): t = 0 means one step of noise, t = -1 means none. Nothing here ever builds a
+one-hot tensor: given x_start and x_t, a posterior takes at most four different values (at x_start, at x_t, at
+[MASK], elsewhere).
 
 Distributions are tensors (B, N, K+1) with the class last, or (B, N, K) for p(x_start), which is never [MASK].
 Probabilities, not logarithms, are summed: every term is positive, so float32 loses nothing
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,22 +61,22 @@ class LossParts:
 class CategoricalDiffusion(nn.Module):
     """The noise process q, its posteriors, and the training loss. Holds no trainable parameter.
 
-    ``Lt_history`` (T,) is the running mean of the squared loss at each t and ``Lt_count`` (T,) how often each t was
-    drawn; they steer the importance sampling of t and belong to a training checkpoint.
+    ``Lt_history`` (T,) is the running mean of the squared loss at each t and ``Lt_count`` (T,) how often each
+    t was drawn; they steer the importance sampling of t and belong to a training checkpoint.
     """
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
         self.num_codes, self.num_timesteps = schedule.num_codes, schedule.num_timesteps
         self.mask_token = schedule.num_codes
-        to_float32 = lambda array: torch.as_tensor(array, dtype=torch.float32)  # noqa: E731
         self.cumulative: Tensor
         self.transition: Tensor
         self.Lt_history: Tensor
         self.Lt_count: Tensor
-        cumulative = torch.stack([to_float32(p) for p in (schedule.cum_keep, schedule.cum_uniform, schedule.cum_mask)], 1)
-        self.register_buffer("cumulative", cumulative, persistent=False)  # (T+1, 3)
-        self.register_buffer("transition", to_float32(schedule.transition()), persistent=False)  # (T+1, T+1, 3)
+        cumulative = np.stack([schedule.cum_keep, schedule.cum_uniform, schedule.cum_mask], 1)  # (T+1, 3)
+        transition = schedule.transition()  # (T+1, T+1, 3)
+        self.register_buffer("cumulative", torch.from_numpy(cumulative).float(), persistent=False)
+        self.register_buffer("transition", torch.from_numpy(transition).float(), persistent=False)
         self.register_buffer("Lt_history", torch.zeros(self.num_timesteps))
         self.register_buffer("Lt_count", torch.zeros(self.num_timesteps))
 
@@ -138,7 +140,7 @@ class CategoricalDiffusion(nn.Module):
         return torch.cat([codes, still_masked], -1)
 
     def q_posterior(self, log_p_start: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """``posterior`` for one step in logarithms: log p(x_start) (B, N, K) → log p(x_{t-1} | x_t) (B, N, K+1)."""
+        """``posterior`` of one step in logarithms: log p(x_start) (B, N, K) → log p(x_{t-1}) (B, N, K+1)."""
         return clamped_log(self.posterior(log_p_start.exp(), x_t, t, t - 1))
 
     def kl_posterior(self, x_start: Tensor, log_p: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -162,13 +164,13 @@ class CategoricalDiffusion(nn.Module):
         step = torch.where(masked, mask, uniform) / evidence  # q(x_t | x_s) / evidence for x_s not x_t
         stay = (keep + uniform) / evidence  # the same for x_s = x_t, a code
         q_start = torch.where(same, stay, step) * (keep_s + uniform_s)
-        q_x_t = torch.where(masked | same, 0.0, stay * uniform_s)  # counted once, as q_start, where they agree
+        separate = ~(masked | same)  # x_t is a code of its own
+        q_x_t = torch.where(separate, stay * uniform_s, 0.0)
         q_mask = torch.where(masked, mask_s / evidence, 0.0)
         q_rest = step * uniform_s
 
         index = torch.stack([x_start, x_t], -1)
         log_start, log_x_t = log_p.gather(-1, index).unbind(-1)
-        separate = ~(masked | same)  # x_t is a code of its own
         num_rest = self.num_codes - 1 - separate.int()
         log_rest = log_p[..., :-1].sum(-1) - log_start - torch.where(separate, log_x_t, 0.0)
         negative_entropy = (
@@ -181,17 +183,17 @@ class CategoricalDiffusion(nn.Module):
         return negative_entropy - cross
 
     def p_sample(self, p_start: Tensor, x_t: Tensor, t: Tensor, s: Tensor, uniform: Tensor | None) -> Tensor:
-        """Draw x_s ~ Σ q(x_s | x_t, x_start) p_start(x_start); ``uniform`` as in ``sample``. Returns (B, N)."""
+        """Draw x_s (B, N) from ``posterior``; ``uniform`` as in ``sample``."""
         return sample(self.posterior(p_start, x_t, t, s), uniform)
 
     def jumps(self, stride: int, posterior: str = "published") -> list[tuple[int, int, int]]:
-        """The times visited by a reverse process that starts at T-1 and calls the network every ``stride`` steps.
+        """The times visited by a reverse process with a network call every ``stride`` steps from T-1 on.
 
         Returns:
             (t_network, t_posterior, s) per call: the network is asked at t_network, then x_s is drawn from
             q(x_s | x_{t_posterior}, x_start). "published" always takes one step, from
-            t_network - (stride-1) where that is not before the start, else from t_network, so that most masks stay
-            until the last call; "exact" jumps from one visited time to the next.
+            t_network - (stride-1) where that is not before the start, else from t_network, so that most masks
+            stay until the last call; "exact" jumps from one visited time to the next.
         """
         times = list(range(self.num_timesteps - 1, -1, -stride))
         if times[-1] != 0:
@@ -206,14 +208,16 @@ class CategoricalDiffusion(nn.Module):
     # ---- training ----
 
     def sample_time(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw t with probability proportional to the root of the running squared loss; uniform until every t
-        has been seen more than ten times.
+        """Draw t in proportion to the root of the running squared loss.
+
+        Uniformly until every t has been drawn more than ten times.
 
         Returns:
             t (B,) int64 and the probability (B,) with which each was drawn.
         """
         weight = (self.Lt_history + 1e-10).sqrt() + 1e-4
-        weight = torch.cat([weight[1:2], weight[1:]])  # t = 0 holds a likelihood, not a KL: borrow its neighbour's
+        # t = 0 holds a likelihood, not a KL: it borrows its neighbour's weight.
+        weight = torch.cat([weight[1:2], weight[1:]])
         uniform = torch.full_like(weight, 1 / self.num_timesteps)
         probability = torch.where((self.Lt_count > 10).all(), weight / weight.sum(), uniform)
         t = torch.multinomial(probability, batch, replacement=True, generator=generator)
@@ -241,7 +245,13 @@ class CategoricalDiffusion(nn.Module):
         return LossParts(kl, decoder_nll, aux_kl)
 
     def training_loss(
-        self, denoiser: Denoiser, x_start: Tensor, cache: Any, generator: torch.Generator, *, aux_weight: float = 1e-3
+        self,
+        denoiser: Denoiser,
+        x_start: Tensor,
+        cache: Any,
+        generator: torch.Generator,
+        *,
+        aux_weight: float = 1e-3,
     ) -> Tensor:
         """The weighted bound on -log p(x_start | history), in nats per token: a scalar to minimise.
 
@@ -254,7 +264,24 @@ class CategoricalDiffusion(nn.Module):
         """
         t, probability = self.sample_time(len(x_start), generator)
         x_t = self.q_sample(x_start, t, generator)
-        parts = self.loss_parts(denoiser(x_t, t, cache), x_start, x_t, t)
+        logits = denoiser(x_t, t, cache)
+        return self.weighted_loss(logits, x_start, x_t, t, probability, aux_weight=aux_weight)
+
+    def weighted_loss(
+        self,
+        logits: Tensor,
+        x_start: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        probability: Tensor,
+        *,
+        aux_weight: float = 1e-3,
+    ) -> Tensor:
+        """``training_loss`` for given times, drawn with the given probability (B,), and given x_t.
+
+        Updates the running loss.
+        """
+        parts = self.loss_parts(logits, x_start, x_t, t)
         first = t == 0
         bound = torch.where(first, parts.decoder_nll, parts.kl)
         self.record_loss(t, bound.detach())

@@ -1,8 +1,9 @@
-"""The published video denoiser: a transformer on the 8×8 grid with cross-attention to the history (the paper preset).
+"""The published video denoiser: a transformer on the 8x8 grid with cross-attention to the history (the paper
+preset).
 
-Blocks of self-attention, cross-attention and a 3×3 convolutional MLP, after arXiv 2312.14134. What does not depend on
-x_t is computed once: keys and values of the history per frame (``condition``), and on a frozen network the tables of
-all codes' keys and values and of all times' scales and shifts (``freeze``).
+Blocks of self-attention, cross-attention and a 3x3 convolutional MLP, after arXiv 2312.14134. What does not
+depend on x_t is computed once: keys and values of the history per frame (``condition``), and on a frozen
+network the tables of all codes' keys and values and of all times' scales and shifts (``freeze``).
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class CrossAttentionConfig:
     mlp_ratio: int = 2
     """Hidden channels of the convolutional MLP, as a multiple of ``width``."""
     condition_positions: bool = False
-    """Add a learned embedding of grid position and frame to the history; without it the history is an unordered bag
-    of codes, as published."""
+    """Add a learned embedding of grid position and frame to the history; without it the history is an
+    unordered bag of codes, as published."""
     train_condition: bool = False
     """Let the gradient reach the table of history codes; published: it stays at its random start."""
 
@@ -41,14 +42,13 @@ class CrossAttentionConfig:
 
 
 class Block(nn.Module):
-    """x + self-attention, x + cross-attention, x + convolutional MLP; the first two scaled and shifted by t."""
+    """x + self-attention, x + cross-attention, x + convolutional MLP; the first two scaled and shifted by
+    t."""
 
-    def __init__(self, config: CrossAttentionConfig, grid: tuple[int, int], num_timesteps: int) -> None:
+    def __init__(self, config: CrossAttentionConfig, grid: tuple[int, int]) -> None:
         super().__init__()
         width, hidden = config.width, config.mlp_ratio * config.width
         self.grid, self.heads = grid, config.heads
-        self.time = nn.ModuleList(nn.Embedding(num_timesteps, width) for _ in range(2))
-        self.modulate = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(2))
         self.qkv = nn.Linear(width, 3 * width)
         self.self_out = nn.Linear(width, width)
         self.query = nn.Linear(width, width)
@@ -60,7 +60,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor, kv: Tensor) -> Tensor:
         """x (B, N, width); modulation (B, 2, 2, width); kv (B, M, 2, heads, head_dim) → (B, N, width)."""
         b, n, width = x.shape
-        scale, shift = modulation.unsqueeze(3).unbind(2)  # each (B, 2, 1, width): self-attention, cross-attention
+        # Each (B, 2, 1, width): for self-attention, for cross-attention.
+        scale, shift = modulation.unsqueeze(3).unbind(2)
 
         h = modulated_norm(x, scale[:, 0], shift[:, 0])
         q, k, v = self.qkv(h).view(b, n, 3, self.heads, -1).unbind(2)
@@ -84,7 +85,7 @@ def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q (B, N, heads, head_dim), k and v (B, M, heads, head_dim) → (B, N, heads·head_dim).
 
-    Transposed views are as fast as contiguous copies here, and 2-4 times faster than explicit products on a CPU.
+    Of the layouts measured on a CPU (head_dim 8), transposed views without copies are the fastest.
     """
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2).flatten(2)
@@ -111,12 +112,16 @@ class CrossAttentionDenoiser(nn.Module):
         super().__init__()
         width = config.width
         self.config, self.num_codes, self.num_history = config, num_codes, num_history
-        self.num_tokens = grid[0] * grid[1]
+        self.num_tokens, self.num_timesteps = grid[0] * grid[1], num_timesteps
         self.input = nn.Embedding(num_codes + 1, width)
         self.row = nn.Embedding(grid[0], width)
         self.column = nn.Embedding(grid[1], width)
-        self.blocks = nn.ModuleList(Block(config, grid, num_timesteps) for _ in range(config.depth))
-        self.condition_kv = nn.Linear(config.condition_width, config.depth * 2 * width)  # of all blocks at once
+        self.blocks = nn.ModuleList(Block(config, grid) for _ in range(config.depth))
+        # Two per block, for its self- and cross-attention.
+        self.time = nn.ModuleList(nn.Embedding(num_timesteps, width) for _ in range(2 * config.depth))
+        self.modulate = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(2 * config.depth))
+        # Keys and values of the history for all blocks at once.
+        self.condition_kv = nn.Linear(config.condition_width, config.depth * 2 * width)
         self.norm = nn.LayerNorm(width)
         self.to_logits = nn.Linear(width, num_codes)
         for module in self.modules():
@@ -124,13 +129,14 @@ class CrossAttentionDenoiser(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        # Unit variance, after the loop above: the published table is never trained, so its start is what is used.
+        # Unit variance, unlike the rest: the published table is never trained and stays as it starts.
         self.condition_codes = nn.Embedding(num_codes, config.condition_width)
         self.condition_codes.weight.requires_grad_(config.train_condition)
         if config.condition_positions:
-            self.condition_position = nn.Parameter(0.02 * torch.randn(self.num_tokens, config.condition_width))
-            self.condition_frame = nn.Parameter(0.02 * torch.randn(num_history, config.condition_width))
-        self.to(memory_format=torch.channels_last)
+            length = config.condition_width
+            self.condition_position = nn.Parameter(0.02 * torch.randn(self.num_tokens, length))
+            self.condition_frame = nn.Parameter(0.02 * torch.randn(num_history, length))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         self._kv_table: Tensor | None
         self._position_kv: Tensor | None
         self._modulation_table: Tensor | None
@@ -139,11 +145,15 @@ class CrossAttentionDenoiser(nn.Module):
 
     # ---- what does not depend on x_t ----
 
+    @torch.no_grad()
     def freeze(self) -> CrossAttentionDenoiser:
-        """Fix the weights and tabulate what depends on them alone; ``train()`` and loading weights undo the tables."""
-        self.eval().requires_grad_(False)
+        """Go to evaluation and tabulate what depends on the weights alone, until ``train()`` or new weights.
+
+        No gradient passes through the tables.
+        """
+        self.eval()
         self._kv_table, self._position_kv = self._condition_tables()
-        times = torch.arange(self.blocks[0].time[0].num_embeddings, device=self.input.weight.device)
+        times = torch.arange(self.num_timesteps, device=self.input.weight.device)
         self._modulation_table = self._modulation(times)
         return self
 
@@ -154,11 +164,9 @@ class CrossAttentionDenoiser(nn.Module):
         self.register_buffer("_modulation_table", None, persistent=False)
 
     def train(self, mode: bool = True) -> CrossAttentionDenoiser:
-        """Set the training mode; leaving evaluation thaws and makes the weights trainable again."""
-        if mode and self._kv_table is not None:
+        """Set the mode as usual; training thaws."""
+        if mode:
             self.thaw()
-            self.requires_grad_(True)
-            self.condition_codes.weight.requires_grad_(self.config.train_condition)
         super().train(mode)
         return self
 
@@ -167,7 +175,8 @@ class CrossAttentionDenoiser(nn.Module):
         codes = self.condition_kv(self.condition_codes.weight)
         if not self.config.condition_positions:
             return codes, None
-        where = self.condition_frame.unsqueeze(1) + self.condition_position  # (num_history, N, condition_width)
+        # (num_history, N, condition_width)
+        where = self.condition_frame.unsqueeze(1) + self.condition_position
         return codes, F.linear(where.flatten(0, 1), self.condition_kv.weight)
 
     def condition(self, history: Tensor) -> Tensor:
@@ -179,7 +188,9 @@ class CrossAttentionDenoiser(nn.Module):
         Returns:
             (B, M, depth, 2, heads, head_dim).
         """
-        codes, positions = self._condition_tables() if self._kv_table is None else (self._kv_table, self._position_kv)
+        codes, positions = self._kv_table, self._position_kv
+        if codes is None:
+            codes, positions = self._condition_tables()
         kv = F.embedding(history, codes)  # (B, M, depth·2·width)
         if positions is not None:
             kv = kv + positions
@@ -187,7 +198,7 @@ class CrossAttentionDenoiser(nn.Module):
 
     def _modulation(self, t: Tensor) -> Tensor:
         """Scales and shifts of every block for t (B,) → (B, depth, 2, 2, width)."""
-        rows = [m(F.silu(e(t))) for block in self.blocks for e, m in zip(block.time, block.modulate, strict=True)]
+        rows = [modulate(F.silu(time(t))) for time, modulate in zip(self.time, self.modulate, strict=True)]
         return torch.stack(rows, 1).unflatten(1, (-1, 2)).unflatten(-1, (2, -1))
 
     def forward(self, x_t: Tensor, t: Tensor, cache: Tensor) -> Tensor:
@@ -204,7 +215,8 @@ class CrossAttentionDenoiser(nn.Module):
     def published_key_map(self) -> dict[str, tuple[str, ...]]:
         """Our parameter → the published entries whose concatenation along the first axis it is.
 
-        Published names are those of a checkpoint's ``transformer.*`` entries (or of its ``ema``) without that prefix.
+        Published names are those of a checkpoint's ``transformer.*`` entries (or of its ``ema``) without that
+        prefix.
         """
         names: dict[str, tuple[str, ...]] = {
             "condition_codes.weight": ("condition_emb.emb.weight",),
@@ -214,11 +226,13 @@ class CrossAttentionDenoiser(nn.Module):
         }
         blocks = [f"transformer.blocks.{i}" for i in range(self.config.depth)]
         for kind in ("weight", "bias"):
-            names[f"condition_kv.{kind}"] = tuple(f"{b}.attn2.{x}.{kind}" for b in blocks for x in ("key", "value"))
+            keys_values = [f"{b}.attn2.{x}.{kind}" for b in blocks for x in ("key", "value")]
+            names[f"condition_kv.{kind}"] = tuple(keys_values)
             names[f"norm.{kind}"] = (f"transformer.to_logits.0.{kind}",)
             names[f"to_logits.{kind}"] = (f"transformer.to_logits.1.{kind}",)
             for i, b in enumerate(blocks):
-                names[f"blocks.{i}.qkv.{kind}"] = tuple(f"{b}.attn1.{x}.{kind}" for x in ("query", "key", "value"))
+                qkv = [f"{b}.attn1.{x}.{kind}" for x in ("query", "key", "value")]
+                names[f"blocks.{i}.qkv.{kind}"] = tuple(qkv)
                 names[f"blocks.{i}.self_out.{kind}"] = (f"{b}.attn1.proj.{kind}",)
                 names[f"blocks.{i}.query.{kind}"] = (f"{b}.attn2.query.{kind}",)
                 names[f"blocks.{i}.cross_out.{kind}"] = (f"{b}.attn2.proj.{kind}",)
@@ -226,8 +240,8 @@ class CrossAttentionDenoiser(nn.Module):
                 names[f"blocks.{i}.conv_in.{kind}"] = (f"{b}.mlp.conv1.{kind}",)
                 names[f"blocks.{i}.conv_out.{kind}"] = (f"{b}.mlp.conv2.{kind}",)
                 for j, norm in enumerate(("ln1", "ln1_1")):
-                    names[f"blocks.{i}.modulate.{j}.{kind}"] = (f"{b}.{norm}.linear.{kind}",)
-                    names[f"blocks.{i}.time.{j}.weight"] = (f"{b}.{norm}.emb.weight",)
+                    names[f"modulate.{2 * i + j}.{kind}"] = (f"{b}.{norm}.linear.{kind}",)
+                    names[f"time.{2 * i + j}.weight"] = (f"{b}.{norm}.emb.weight",)
         return names
 
     def to_published(self) -> dict[str, Tensor]:
@@ -243,8 +257,8 @@ class CrossAttentionDenoiser(nn.Module):
         """Load weights given under their published names.
 
         Raises:
-            CheckpointError: an entry is missing, unknown or of another shape, or the network has positions, which
-                the published one lacks.
+            CheckpointError: an entry is missing, unknown or of another shape, or the network has positions,
+                which the published one lacks.
         """
         if self.config.condition_positions:
             raise CheckpointError(
@@ -253,9 +267,10 @@ class CrossAttentionDenoiser(nn.Module):
                 found="condition_positions=true",
                 next_step="use the paper preset",
             )
-        check_entries("published video-model weights", entries, {k: v.shape for k, v in self.to_published().items()})
-        merged = {k: torch.cat([entries[n] for n in names]) for k, names in self.published_key_map().items()}
-        self.load_state_dict(merged)
+        shapes = {name: value.shape for name, value in self.to_published().items()}
+        check_entries("published video-model weights", entries, shapes)
+        parts = self.published_key_map().items()
+        self.load_state_dict({ours: torch.cat([entries[name] for name in names]) for ours, names in parts})
 
 
 def check_entries(what: str, entries: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:

@@ -1,9 +1,9 @@
 """The mask-and-uniform noise schedule of VQ-Diffusion (arXiv 2111.14822), in float64.
 
-One step of noise at time t leaves a code as it is with probability ``keep[t] + uniform[t]``, turns it into each other
-code with probability ``uniform[t]`` and into [MASK] with probability ``mask[t]``; [MASK] never changes again. t = 0
-is the first step of noise. The cumulative probabilities describe all steps up to t together; their last entry,
-index T (also reached as t = -1), is "no noise yet".
+One step of noise at time t leaves a code as it is with probability ``keep[t] + uniform[t]``, turns it into
+each other code with probability ``uniform[t]`` and into [MASK] with probability ``mask[t]``; [MASK] never
+changes again. t = 0 is the first step of noise. The cumulative probabilities describe all steps up to t
+together; their last entry, index T (also reached as t = -1), is "no noise yet".
 """
 
 from __future__ import annotations

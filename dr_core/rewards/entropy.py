@@ -1,14 +1,17 @@
-"""Rewards from the entropy of the video model's prediction: -H(p(next frame | history)), one number per frame.
+"""Rewards from the entropy of the video model's prediction, -H(p(next frame | history)), one per frame.
 
-All functions work on a batch of B histories and keep every step on the device. ``value`` is in nats, summed over the
-N tokens, before standardisation.
+All functions work on a batch of B histories and keep every step on the device. ``value`` is in nats, summed
+over the N tokens, before standardisation.
 
-| estimator | what it estimates | bias | variance | network calls |
-|---|---|---|---|---|
-| ``paper`` | a lower bound on the log-likelihood of the model's own sample, in expectation | below the negative entropy by the bound's gap | one draw per sample | 11 at stride 10 |
-| ``likelihood`` | the same sum for the observed frame | as above | one draw per sample | 11 at stride 10 |
-| ``one_pass`` | -Σ_i H(p(x_i)), tokens independent | below the negative entropy | none | 1 |
-| ``chain`` | -Σ_blocks H(block given the blocks before) | 0 with one-token blocks, else towards ``one_pass`` | draws of the revealed tokens | num_steps |
+- ``paper``: the published sum of KL terms at the model's own sample. Unbiased for the expectation of that
+  sum, which is not -H: noised tokens come from the model's own reverse process. Varies with every draw; 11
+  calls at stride 10.
+- ``likelihood``: the same sum for the observed frame; same cost.
+- ``one_pass``: -Σ_i H(p(x_i)). At most -H, equal for independent tokens; no variance; 1 call.
+- ``chain``: -Σ H(block given the blocks before). Unbiased for -H with one-token blocks, between that and
+  ``one_pass`` otherwise; varies with the revealed tokens; num_steps calls.
+
+The last two statements hold for a network whose predictions are the conditionals of one joint distribution.
 """
 
 from __future__ import annotations
@@ -43,8 +46,8 @@ class Trajectory:
 
     Attributes:
         x_start: (B, N) the final sample.
-        steps: per network call (log_p (B, N, K+1), x_t (B, N), t (B,), s (B,)): log of the distribution of x_s given
-            x_t, from which the next sample was drawn. About 2.9 MB a history at paper size.
+        steps: per network call (log_p (B, N, K+1), x_t (B, N), t (B,), s (B,)): log of the distribution of
+            x_s given x_t, from which the next sample was drawn. About 2.9 MB a history at paper size.
     """
 
     x_start: Tensor
@@ -75,9 +78,9 @@ def reverse(
 
 
 def bound(diffusion: CategoricalDiffusion, trajectory: Trajectory, x_start: Tensor) -> Tensor:
-    """log p(x_start | last x_t) - Σ KL(q(x_s | x_t, x_start) ‖ p(x_s | x_t)) over the steps before, (B,) nats.
+    """(B,) nats: log p(x_start | last x_t) - Σ KL(q(x_s | x_t, x_start) ‖ p(x_s | x_t)) over the other steps.
 
-    The last step ends at the clean tokens, where the KL would be -log p(x_start | x_t) once more.
+    The last step adds no KL: it ends at the clean tokens, where that would be -log p(x_start | x_t) again.
     """
     *before, (log_p_start, _, _, _) = trajectory.steps
     value = log_p_start.gather(-1, x_start.unsqueeze(-1)).squeeze(-1).sum(-1)
@@ -86,6 +89,7 @@ def bound(diffusion: CategoricalDiffusion, trajectory: Trajectory, x_start: Tens
     return value
 
 
+@torch.no_grad()
 def paper(
     diffusion: CategoricalDiffusion,
     denoiser: Denoiser,
@@ -101,9 +105,9 @@ def paper(
 
     Args:
         history: (B, num_history·N) tokens, oldest frame first.
-        noise: where the draws come from: a generator on the history's device; a function that maps the number of a
-            step (counted on through all samples) to uniforms (B, N, K+1); or None, which takes the most probable
-            class and makes every sample the same.
+        noise: where the draws come from: a generator on the history's device; a function that maps the number
+            of a step (counted on through all samples) to uniforms (B, N, K+1); or None, which takes the most
+            probable class and makes every sample the same.
         stride: distance between the visited times; 10 is the published ``skip_step`` 9.
         num_samples: draws to average.
         posterior: "published" or "exact", see ``CategoricalDiffusion.jumps``.
@@ -147,6 +151,7 @@ def likelihood(
     )
 
 
+@torch.no_grad()
 def one_pass(diffusion: CategoricalDiffusion, denoiser: Denoiser, history: Tensor) -> Estimate:
     """-Σ_i H(p(x_i | all [MASK], history)): one call, no sampling noise. history (B, num_history·N)."""
     batch = len(history)
@@ -156,6 +161,7 @@ def one_pass(diffusion: CategoricalDiffusion, denoiser: Denoiser, history: Tenso
     return Estimate(value, torch.zeros_like(value), calls=1)
 
 
+@torch.no_grad()
 def chain(
     diffusion: CategoricalDiffusion,
     denoiser: Denoiser,
@@ -168,8 +174,8 @@ def chain(
 ) -> Estimate:
     """Reveal the tokens in blocks, adding each block's exact entropy given what is revealed.
 
-    The draws of the revealed tokens use the same noise for every history of the batch (common random numbers), so
-    that differences between frames are less noisy than the values.
+    The draws of the revealed tokens use the same noise for every history of the batch (common random
+    numbers), so that differences between frames are less noisy than the values.
 
     Args:
         history: (B, num_history·N) tokens, oldest frame first.
@@ -183,7 +189,7 @@ def chain(
         raise ValueError(f"num_steps must be in 1 … {num_tokens}, got {num_steps}")
     if sorted(order.tolist()) != list(range(num_tokens)):
         raise ValueError(f"order must be a permutation of 0 … {num_tokens - 1}")
-    blocks = order.tensor_split(num_steps)
+    blocks = order.to(history.device).tensor_split(num_steps)
     cache = denoiser.condition(history)
     values = []
     for _ in range(num_samples):
@@ -204,7 +210,7 @@ def chain(
 
 
 def spread_order(num_tokens: int) -> Tensor:
-    """A fixed random permutation (N,): the tokens of a block are scattered over the frame, hence less dependent."""
+    """A fixed random permutation (N,): the tokens of a block lie apart, hence depend less on each other."""
     return torch.randperm(num_tokens, generator=torch.Generator().manual_seed(0))
 
 

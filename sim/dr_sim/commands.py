@@ -112,7 +112,7 @@ def summary(group: Group, out: Path) -> str:
     """One line for a task and quality, and one for each recording that a killed run left unfinished."""
     lines = [
         f"{group.task} q{group.quality}: {group.recorded} recorded, {group.skipped} skipped (already there), "
-        f"{group.successes} successes, {group.failures} failures"
+        f"{group.successes} succeeded, {group.failures} failed"
     ]
     if not group.complete:
         lines.append(f"  the expert failed too often: {group.successes} of {group.wanted} successes")

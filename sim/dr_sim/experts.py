@@ -60,24 +60,23 @@ class AdroitExpert:
 
     def __init__(self, path: Path) -> None:
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            archive = np.load(path, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            with archive:
                 missing = [name for name in self.ARRAYS if name not in archive.files]
                 arrays = {
-                    name: archive[name].astype(np.float32) for name in self.ARRAYS if name not in missing
+                    name: archive[name].astype(np.float32) for name in archive.files if name in self.ARRAYS
                 }
-        except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise self._error(path, f"an unreadable file ({error})") from error
         if missing:
             raise self._error(path, f"no {', '.join(missing)}")
-        sizes = [arrays["w0"].shape[-1]] + [arrays[f"w{i}"].shape[0] for i in range(3)]
+        sizes = [arrays["in_shift"].size] + [arrays[f"b{i}"].size for i in range(3)]
         shapes: dict[str, tuple[int, ...]] = {f"w{i}": (sizes[i + 1], sizes[i]) for i in range(3)}
         shapes |= {f"b{i}": (sizes[i + 1],) for i in range(3)}
-        shapes |= {
-            "in_shift": (sizes[0],),
-            "in_scale": (sizes[0],),
-            "out_shift": (sizes[3],),
-            "out_scale": (sizes[3],),
-        }
+        shapes |= {"in_shift": (sizes[0],), "in_scale": (sizes[0],)}
+        shapes |= {"out_shift": (sizes[3],), "out_scale": (sizes[3],)}
         for name, shape in shapes.items():
             if arrays[name].shape != shape:
                 raise self._error(path, f"{name} of shape {arrays[name].shape} instead of {shape}")

