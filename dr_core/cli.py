@@ -25,10 +25,10 @@ COMMANDS = {
     "bag check": "dr_core.data.commands:BagCheck",
     "bag repair": "dr_core.data.commands:BagRepair",
     "bag export": "dr_core.data.commands:BagExport",
-    "train-reward": "dr_core.commands:TrainReward",
-    "score": "dr_core.commands:Score",
-    "study discrimination": "dr_core.commands:StudyDiscrimination",
-    "report": "dr_core.commands:Report",
+    "train-reward": "dr_core.rewards.commands:TrainReward",
+    "score": "dr_core.study.commands:Score",
+    "study discrimination": "dr_core.study.commands:StudyDiscrimination",
+    "report": "dr_core.study.commands:Report",
 }
 
 
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"dr: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("dr: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"dr: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
 
 

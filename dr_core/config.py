@@ -139,11 +139,7 @@ def parse_set(text: str) -> dict[str, Any]:
 
 def to_mapping(instance: Any) -> dict[str, Any]:
     """A configuration dataclass as plain YAML values: paths as text, tuples as lists."""
-    return {
-        field.name: _plain(getattr(instance, field.name))
-        for field in dataclasses.fields(instance)
-        if field.init
-    }
+    return {field.name: _plain(getattr(instance, field.name)) for field in dataclasses.fields(instance) if field.init}
 
 
 def _plain(value: Any) -> Any:
@@ -199,9 +195,7 @@ def _refuse_duplicates(node: yaml.Node, subject: str) -> None:
         for key, value in node.value:
             line = _line(subject, key)
             if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError(
-                    line, expected="a name as key", found="a collection", next_step="correct that line"
-                )
+                raise ConfigError(line, expected="a name as key", found="a collection", next_step="correct that line")
             if key.value in seen:
                 raise ConfigError(
                     line,
@@ -294,9 +288,7 @@ def _convert(kind: Any, current: Any, value: Any, where: str, dotted: str) -> An
     if origin is dict:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise wrong
-        return {
-            key: _convert(arguments[1], None, item, where, f"{dotted}.{key}") for key, item in value.items()
-        }
+        return {key: _convert(arguments[1], None, item, where, f"{dotted}.{key}") for key, item in value.items()}
     if kind is float:
         number = _as_float(value)
         if number is None:

@@ -123,9 +123,7 @@ def judge_numpy_opencv(numpy_version: str, opencv_version: str, ros_distro: str)
     name, found = "NumPy + OpenCV", f"NumPy {numpy_version}, OpenCV {opencv_version}"
     numpy_major, opencv_major = int(numpy_version.split(".")[0]), int(opencv_version.split(".")[0])
     if opencv_major >= 5 and numpy_major < 2:
-        return Check(
-            name, "fail", found, "OpenCV 5 needs NumPy 2: pip install 'opencv-python<5' or 'numpy>=2'"
-        )
+        return Check(name, "fail", found, "OpenCV 5 needs NumPy 2: pip install 'opencv-python<5' or 'numpy>=2'")
     if ros_distro == "humble" and numpy_major >= 2:
         return Check(
             name,
@@ -144,18 +142,14 @@ def check_rendering(backends: Sequence[str] | None = None) -> Check:
     """
     name = "Rendering"
     if importlib.util.find_spec("mujoco") is None:
-        return Check(
-            name, "warn", "MuJoCo is not installed", "for simulation: pip install -e '.[sim]' in the checkout"
-        )
+        return Check(name, "warn", "MuJoCo is not installed", "for simulation: pip install -e '.[sim]' in the checkout")
     wanted = os.environ.get("MUJOCO_GL", "")
     if backends is None:
         usual = ("egl", "osmesa") if sys.platform == "linux" else ("",)
         backends = tuple(dict.fromkeys((wanted, *usual) if wanted else usual))
     problem = ""
     for backend in backends:
-        environment = {
-            key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")
-        }
+        environment = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
         if backend:
             environment["MUJOCO_GL"] = backend
         error = _render_error(environment)
@@ -163,9 +157,7 @@ def check_rendering(backends: Sequence[str] | None = None) -> Check:
         if not error and wanted in ("", backend):
             return Check(name, "ok", f"{label} renders")
         if not error:
-            return Check(
-                name, "warn", f"MUJOCO_GL={wanted} does not work, {label} does", f"export MUJOCO_GL={backend}"
-            )
+            return Check(name, "warn", f"MUJOCO_GL={wanted} does not work, {label} does", f"export MUJOCO_GL={backend}")
         problem = problem or f"{label}: {error}"
     return Check(name, "fail", problem, GL_PACKAGES)
 
@@ -185,9 +177,7 @@ def _render_error(environment: Mapping[str, str]) -> str:
     if child.returncode == 0:
         return ""
     # The destructor of a half-built renderer complains after the real error.
-    lines = [
-        line for line in child.stderr.splitlines() if line and not line.startswith((" ", "Exception ignored"))
-    ]
+    lines = [line for line in child.stderr.splitlines() if line and not line.startswith((" ", "Exception ignored"))]
     errors = [line for line in lines if "Error" in line and "_" not in line.split("Error")[0]]
     return (errors or lines or [f"exit status {child.returncode}"])[0]
 
@@ -204,9 +194,7 @@ def check_ros(environment: Mapping[str, str]) -> Check:
             f"{distro} is sourced, but this Python ({platform.python_version()}) does not see rclpy",
             "use the Python of that ROS 2 distribution",
         )
-    return Check(
-        name, "warn", "not sourced", "on a robot, source the setup.bash of ROS 2 first; else nothing to do"
-    )
+    return Check(name, "warn", "not sourced", "on a robot, source the setup.bash of ROS 2 first; else nothing to do")
 
 
 def check_video() -> Check:
@@ -239,9 +227,7 @@ def check_video() -> Check:
             "pip install --force-reinstall av (its wheel has H.264)",
         )
     if not np.array_equal(frames, decoded):
-        return Check(
-            name, "fail", f"PyAV {av.__version__} changes lossless frames", "pip install --upgrade av"
-        )
+        return Check(name, "fail", f"PyAV {av.__version__} changes lossless frames", "pip install --upgrade av")
     return Check(name, "ok", f"PyAV {av.__version__}, lossless H.264")
 
 
@@ -280,9 +266,7 @@ def check_disk_speed(directory: Path, size_bytes: int = 64 * 2**20) -> Check:
         path.unlink(missing_ok=True)
     rate = size_bytes / 1e6 / seconds
     if rate < 30:
-        return Check(
-            name, "warn", f"{rate:.0f} MB/s", "use a faster disk: a 640x480 camera at 30 Hz writes 28 MB/s"
-        )
+        return Check(name, "warn", f"{rate:.0f} MB/s", "use a faster disk: a 640x480 camera at 30 Hz writes 28 MB/s")
     return Check(name, "ok", f"{rate:.0f} MB/s with fsync")
 
 
@@ -294,9 +278,7 @@ def check_cpu() -> Check:
     size = 1024
     a, b = torch.ones(size, size), torch.ones(size, size)
     best = min(_seconds(lambda: a @ b) for _ in range(5))
-    return Check(
-        "CPU", "ok", f"{os.cpu_count()} cores, {2 * size**3 / best / 1e9:.0f} GFLOP/s in float32 matmul"
-    )
+    return Check("CPU", "ok", f"{os.cpu_count()} cores, {2 * size**3 / best / 1e9:.0f} GFLOP/s in float32 matmul")
 
 
 def check_memory() -> Check:
@@ -318,9 +300,7 @@ def judge_memory(total_bytes: int, available_bytes: int) -> Check:
     if available_bytes < GIB:
         return Check("Memory", "fail", found, "close other programs: 1 GiB is needed")
     if available_bytes < 4 * GIB:
-        return Check(
-            "Memory", "warn", found, "training wants 4 GiB: close other programs or use a smaller batch"
-        )
+        return Check("Memory", "warn", found, "training wants 4 GiB: close other programs or use a smaller batch")
     return Check("Memory", "ok", found)
 
 

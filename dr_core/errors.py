@@ -23,6 +23,14 @@ class UserError(Exception):
         self.next_step = next_step
         super().__init__(f"{what}: expected {expected}; found {found}; {next_step}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the way back from a worker process."""
+        return _rebuild, (type(self), self.what, self.expected, self.found, self.next_step)
+
+
+def _rebuild(kind: type[UserError], what: str, expected: str, found: str, next_step: str) -> UserError:
+    return kind(what, expected=expected, found=found, next_step=next_step)
+
 
 class ConfigError(UserError):
     """A configuration file, key or value is not usable."""

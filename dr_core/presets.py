@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dr_core.codec.fsq import FSQConfig
@@ -62,6 +62,8 @@ class RewardModelConfig:
     def __post_init__(self) -> None:
         if self.num_history < 1 or self.frame_skip < 1:
             raise ValueError("num_history and frame_skip must be at least 1")
+        if self.background and self.denoiser != "in_place":
+            raise ValueError("background: true needs denoiser: in_place, the one that holds several behaviours")
         if self.estimator.name == "ratio" and not self.background:
             raise ValueError("the ratio reward needs background: true")
 

@@ -31,3 +31,8 @@ def _entropy(seed: SupportsIndex, *stream: SupportsIndex | str) -> int:
     """128 bits that differ for every (seed, stream): JSON keeps 1 apart from "1", "a", "b" from "ab"."""
     names = [part if isinstance(part, str) else operator.index(part) for part in (seed, *stream)]
     return int.from_bytes(hashlib.sha256(json.dumps(names).encode()).digest()[:16], "little")
+
+
+def choose_device(name: str) -> str:
+    """ "auto" → "cuda" where there is a GPU, else "cpu"; any other torch device name stays as it is."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

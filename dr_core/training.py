@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from dr_core.checkpoint import MANIFEST, load_checkpoint, load_weights, save_checkpoint
-from dr_core.errors import OutputInUseError
+from dr_core.errors import CheckpointError, OutputInUseError
 
 METRICS = "metrics.jsonl"
 
@@ -144,9 +144,7 @@ def stop_requested() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def train(
-    stage: Stage, run: Path, metrics: Metrics, *, log_every: int = 10, checkpoint_every_s: float = 30.0
-) -> None:
+def train(stage: Stage, run: Path, metrics: Metrics, *, log_every: int = 10, checkpoint_every_s: float = 30.0) -> None:
     """Train ``stage`` to its last step, from its newest whole checkpoint under ``run/<stage>/`` if there is one.
 
     Args:
@@ -206,11 +204,24 @@ def _whole_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step_*") if (p / MANIFEST).is_file()) if folder.exists() else []
 
 
-def _restore_newest(stage: Stage, folder: Path) -> int:
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest whole checkpoint of a stage.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     found = _whole_checkpoints(folder)
     if not found:
+        raise CheckpointError(
+            str(folder), expected="a checkpoint step_N", found="none", next_step="train this stage first"
+        )
+    return found[-1]
+
+
+def _restore_newest(stage: Stage, folder: Path) -> int:
+    if not _whole_checkpoints(folder):
         return 0
-    checkpoint = load_checkpoint(found[-1])
+    checkpoint = load_checkpoint(newest_checkpoint(folder))
     stage.restore(checkpoint.tensors, checkpoint.training or {}, checkpoint.path)
     return int(checkpoint.manifest["step"])
 

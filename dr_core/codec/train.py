@@ -1,10 +1,10 @@
-"""Training stage of the default codec."""
+"""Training stages of the codecs: single frames in, reconstructions out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from dr_core.checkpoint import load_weights
 from dr_core.codec.fsq import FSQCodec, reconstruction_loss
+from dr_core.codec.losses import VQGANLoss, VQGANLossConfig
+from dr_core.codec.vqgan import VQGAN
 from dr_core.seeding import numpy_generator
 
 
@@ -26,6 +28,8 @@ class CodecTraining:
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 50
+    """fsq: steps of linear warm-up before the cosine; vqgan: the rate is constant."""
+    vqgan_loss: VQGANLossConfig = field(default_factory=VQGANLossConfig)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
@@ -42,6 +46,23 @@ def cosine_rate(base: float, index: int, steps: int, warmup: int) -> float:
     """Linear warm-up, then a cosine down to 3 % of ``base`` at the last step."""
     cosine = 0.5 * (1 + math.cos(math.pi * index / steps))
     return base * min(1.0, (index + 1) / max(1, warmup)) * (0.03 + 0.97 * cosine)
+
+
+def code_perplexity(tokens: Tensor, num_codes: int) -> Tensor:
+    """exp(entropy of the codes in a batch), (): how many codes are in use, at most ``num_codes``."""
+    share = torch.bincount(tokens.flatten(), minlength=num_codes).float() / tokens.numel()
+    return torch.exp(-torch.xlogy(share, share).sum())
+
+
+def psnr_db(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of images in [-1, 1], ()."""
+    return 10 * torch.log10(4 / (reconstruction.clamp(-1, 1) - images).square().mean())
+
+
+def draw_images(frames: NDArray[np.uint8], batch_size: int, seed: int, index: int, device: torch.device) -> Tensor:
+    """The images (B, 3, 64, 64) of step ``index``."""
+    chosen = numpy_generator(seed, "codec", index).integers(0, len(frames), batch_size)
+    return to_images(frames[chosen], device)
 
 
 class FSQStage:
@@ -64,19 +85,15 @@ class FSQStage:
         rate = cosine_rate(config.learning_rate, index, config.steps, config.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        chosen = numpy_generator(self.seed, self.name, index).integers(0, len(self.frames), config.batch_size)
-        images = to_images(self.frames[np.sort(chosen)], self.device)
+        images = draw_images(self.frames, config.batch_size, self.seed, index, self.device)
         reconstruction, tokens = self.codec(images)
         loss = reconstruction_loss(reconstruction, images)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
-            error = (reconstruction.clamp(-1, 1) - images).square().mean()
-            usage = torch.bincount(tokens.flatten(), minlength=self.codec.num_codes).float()
-            share = usage / usage.sum()
-            perplexity = torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
-        return {"loss": loss.detach(), "psnr_db": 10 * torch.log10(4 / error), "perplexity": perplexity}
+            quality = {"psnr_db": psnr_db(reconstruction, images)}
+            return {"loss": loss.detach(), **quality, "perplexity": code_perplexity(tokens, self.codec.num_codes)}
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights by name."""
@@ -90,3 +107,58 @@ class FSQStage:
         """Continue from a checkpoint."""
         load_weights(self.codec, tensors, "codec.", where)
         self.optimizer.load_state_dict(training["optimizer"])
+
+
+class VQGANStage:
+    """Reconstruction with commitment, perceptual and adversarial terms: codec and discriminator in turn."""
+
+    name = "codec"
+
+    def __init__(
+        self, codec: VQGAN, frames: NDArray[np.uint8], config: CodecTraining, seed: int, device: torch.device
+    ) -> None:
+        self.codec, self.frames, self.config, self.seed, self.device = codec, frames, config, seed, device
+        self.steps = config.steps
+        self.losses = VQGANLoss(config.vqgan_loss).to(device)
+        rate, betas = config.learning_rate, (0.5, 0.9)
+        self.optimizer = torch.optim.Adam(codec.parameters(), rate, betas=betas)
+        self.discriminator_optimizer = torch.optim.Adam(self.losses.discriminator.parameters(), rate, betas=betas)
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """One step of the codec and, once the adversary has started, one of the discriminator."""
+        images = draw_images(self.frames, self.config.batch_size, self.seed, index, self.device)
+        reconstruction, tokens, quantisation = self.codec(images)
+        loss = self.losses.generator(images, reconstruction, quantisation, self.codec.last_layer(), index)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        self.optimizer.step()
+        values = {"loss": loss.total.detach(), "l1": loss.reconstruction, "perceptual": loss.perceptual}
+        if index >= self.losses.config.adversarial_start:
+            adversary = self.losses.discriminate(images, reconstruction)
+            self.discriminator_optimizer.zero_grad(set_to_none=True)
+            adversary.backward()
+            self.discriminator_optimizer.step()
+            values |= {"adversarial": loss.adversarial, "discriminator": adversary.detach()}
+        with torch.no_grad():
+            quality = {"psnr_db": psnr_db(reconstruction, images)}
+            return {**values, **quality, "perplexity": code_perplexity(tokens, self.codec.num_codes)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights of the codec and of the discriminator."""
+        codec = {f"codec.{name}": value for name, value in self.codec.state_dict().items()}
+        adversary = self.losses.discriminator.state_dict()
+        return {**codec, **{f"discriminator.{name}": value for name, value in adversary.items()}}
+
+    def training_state(self) -> dict[str, Any]:
+        """Both optimisers' moments."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], training: Mapping[str, Any], where: Path) -> None:
+        """Continue from a checkpoint."""
+        load_weights(self.codec, tensors, "codec.", where)
+        load_weights(self.losses.discriminator, tensors, "discriminator.", where)
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.discriminator_optimizer.load_state_dict(training["discriminator_optimizer"])

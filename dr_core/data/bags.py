@@ -87,9 +87,7 @@ def bag_info(path: Path) -> BagInfo:
         TopicSummary(channel.topic, channel.msgtype, count, channel.msgtype in typestore().types)
         for channel, count in counted.counts.items()
     ]
-    described = any(
-        topic.topic == EPISODE_TOPIC and topic.msgtype == STRING and topic.count for topic in topics
-    )
+    described = any(topic.topic == EPISODE_TOPIC and topic.msgtype == STRING and topic.count for topic in topics)
     return BagInfo(
         path=path,
         storage=bag.storage,

@@ -118,7 +118,7 @@ def frame_store(
             )
         length = len(episode.frames)
         digest.update(f"{behaviour} {episode.metadata.task} {length}\n".encode())
-        digest.update(np.ascontiguousarray(episode.frames))
+        digest.update(np.ascontiguousarray(episode.frames).data)
         clips.append(Clip(episode.metadata.task, behaviour, start, length, str(source), episode.metadata.seed))
         parts.append(episode.frames)
         start += length

@@ -221,9 +221,7 @@ class EpisodeWriter:
         layout = self._types["std_msgs/msg/MultiArrayLayout"](dim=[dimension], data_offset=0)
         self._write(ACTION_TOPIC, stamp_ns, self._types[FLOAT_ARRAY](layout=layout, data=action))
 
-    def write_camera_info(
-        self, stamp_ns: int, width: int, height: int, k: NDArray[Any], d: NDArray[Any]
-    ) -> None:
+    def write_camera_info(self, stamp_ns: int, width: int, height: int, k: NDArray[Any], d: NDArray[Any]) -> None:
         """Append the pinhole matrix ``k`` (3, 3) in pixels and plumb_bob distortion ``d`` (5,)."""
         k, d = np.asarray(k, np.float64), np.asarray(d, np.float64)
         if k.shape != (3, 3) or d.shape != (5,):
@@ -368,11 +366,9 @@ def read_episode(path: Path, *, rule: ImageRule, image_topic: str | None = None)
                 continue
             resolution = resolution or image.shape
             if image.shape != resolution:
-                raise _refused(
-                    path, f"frames of one size ({_size(resolution)})", _size(image.shape), "record one size"
-                )
+                raise _refused(path, f"frames of one size ({_size(resolution)})", _size(image.shape), "record one size")
             if len(stamps_ns) == len(frames):
-                raise _refused(path, f"{len(frames)} images", "more", repair_hint(path))
+                raise _refused(path, f"{len(frames)} images", "more of them", repair_hint(path))
             frames[len(stamps_ns)] = rule.apply(image)
             stamps_ns.append(stamp_ns)
         elif kind == (ACTION_TOPIC, FLOAT_ARRAY):
@@ -380,10 +376,10 @@ def read_episode(path: Path, *, rule: ImageRule, image_topic: str | None = None)
             action_stamps_ns.append(message.log_time_ns)
         elif kind == (EPISODE_TOPIC, STRING):
             metadata_json = deserialize(message, path).data
+    if len(stamps_ns) + damaged != counts[camera]:
+        raise _refused(path, f"{counts[camera]} images", f"{len(stamps_ns) + damaged} images", repair_hint(path))
     if not stamps_ns:
-        raise _refused(
-            path, f"images on {camera.topic}", f"{damaged} that cannot be decoded", "check the camera"
-        )
+        raise _refused(path, f"images on {camera.topic}", f"{damaged} that cannot be decoded", "check the camera")
     frames, stamps, faults = _in_order(frames[: len(stamps_ns)], np.array(stamps_ns, np.int64))
     faults["damaged"] = damaged
     found = {f"{fault}:{camera.topic}": count for fault, count in faults.items() if count}
@@ -488,9 +484,7 @@ def _allocate(path: Path, count: int, size: int) -> NDArray[np.uint8]:
     try:
         return np.empty((count, size, size, 3), np.uint8)
     except (MemoryError, ValueError) as error:
-        raise _refused(
-            path, "an episode that fits into memory", f"{count} frames", repair_hint(path)
-        ) from error
+        raise _refused(path, "an episode that fits into memory", f"{count} frames", repair_hint(path)) from error
 
 
 def _in_order(

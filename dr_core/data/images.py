@@ -69,7 +69,7 @@ def decode_raw(data: Bytes, *, encoding: str, height: int, width: int, step: int
         raise BagError(
             f"encoding {encoding!r}",
             expected=f"one of {', '.join(_ENCODINGS)}",
-            found=encoding or "no encoding",
+            found=repr(encoding) if encoding else "no encoding",
             next_step="choose the topic of a colour camera, or convert the images",
         )
     pixel_bytes, to_rgb = _ENCODINGS[encoding]
@@ -104,7 +104,7 @@ def decode_compressed(data: Bytes, fmt: str) -> Rgb:
         raise BagError(
             f"compressed format {fmt!r}",
             expected="jpeg or png",
-            found=fmt or "no format",
+            found=repr(fmt) if fmt else "no format",
             next_step="choose the topic of a colour camera, or convert the images",
         )
     buffer = bytes(data)

@@ -20,7 +20,7 @@ from mcap.opcode import Opcode
 from mcap.records import Channel as McapChannel
 from mcap.records import ChunkIndex, Schema, Statistics
 
-from dr_core.data.raw import MCAP_MAGIC, UNPACKED_LIMIT_BYTES, Channel, OnDamage, RawMessage, unzstd
+from dr_core.data.raw import MCAP_MAGIC, UNPACKED_LIMIT_BYTES, Channel, OnDamage, RawMessage, printable, unzstd
 
 RECORD_HEADER = struct.Struct("<BQ")  # opcode, length of the body
 MESSAGE_HEADER = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
@@ -52,11 +52,14 @@ def read_mcap_index(path: Path) -> McapIndex | None:
         tail = file.read(footer_bytes)
         if not tail.endswith(MCAP_MAGIC) or RECORD_HEADER.unpack_from(tail) != (Opcode.FOOTER, FOOTER.size):
             return None
-        summary_start, _, _ = FOOTER.unpack_from(tail, RECORD_HEADER.size)
+        summary_start, _, checksum = FOOTER.unpack_from(tail, RECORD_HEADER.size)
         if not len(MCAP_MAGIC) < summary_start < size - footer_bytes:
             return None
         file.seek(summary_start)
         summary = memoryview(file.read(size - footer_bytes - summary_start))
+    # The checksum covers the summary and the footer up to the checksum itself.
+    if checksum and zlib.crc32(tail[: RECORD_HEADER.size + FOOTER.size - 4], zlib.crc32(summary)) != checksum:
+        return None
     schemas: dict[int, Schema] = {}
     channels: dict[int, Channel] = {}
     chunks = []
@@ -173,13 +176,15 @@ def _declare(opcode: int, body: memoryview, schemas: dict[int, Schema], channels
         if channel.id in channels:
             return
         declared = schemas.get(channel.schema_id, Schema(id=0, name="", encoding="", data=b""))
-        channels[channel.id] = Channel(
-            channel.topic,
-            declared.name,
-            channel.message_encoding,
-            declared.encoding,
-            declared.data,
-            channel.metadata.get("offered_qos_profiles", ""),
+        channels[channel.id] = printable(
+            Channel(
+                channel.topic,
+                declared.name,
+                channel.message_encoding,
+                declared.encoding,
+                declared.data,
+                channel.metadata.get("offered_qos_profiles", ""),
+            )
         )
 
 

@@ -50,9 +50,7 @@ def choose_image_channel(path: Path, counts: dict[Channel, int], image_topic: st
         return chosen[0]
     topics = ", ".join(sorted(channel.topic for channel in candidates)) or "none"
     expected = "exactly one topic with images" if image_topic is None else f"images on {image_topic}"
-    raise BagError(
-        str(path), expected=expected, found=f"image topics: {topics}", next_step="name one as image topic"
-    )
+    raise BagError(str(path), expected=expected, found=f"image topics: {topics}", next_step="name one as image topic")
 
 
 def deserialize(message: RawMessage, path: Path) -> Any:

@@ -25,6 +25,13 @@ class Channel(NamedTuple):
     qos: str
 
 
+def printable(channel: Channel) -> Channel:
+    """The channel itself; ValueError if its names could not be shown on one line, so that errors can."""
+    if not f"{channel.topic}{channel.msgtype}{channel.encoding}".isprintable():
+        raise ValueError(f"a topic named {channel.topic!r} of type {channel.msgtype!r}")
+    return channel
+
+
 class RawMessage(NamedTuple):
     """One message as stored; ``data`` is its serialised form (CDR for ROS 2)."""
 

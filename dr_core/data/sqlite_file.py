@@ -40,6 +40,8 @@ def scan_sqlite(path: Path, topics: Collection[str] | None, on_damage: OnDamage)
         last = "the start"
         try:
             database = stack.enter_context(closing(sqlite3.connect(address, uri=True)))
+            # SQLite opens a database shorter than its header says only in this mode; nothing is written.
+            database.execute("PRAGMA writable_schema=ON")
             channels = _sqlite_channels(database)
             numbers = [number for number, item in channels.items() if topics is None or item.topic in topics]
             marks = ",".join("?" * len(numbers))
@@ -51,8 +53,9 @@ def scan_sqlite(path: Path, topics: Collection[str] | None, on_damage: OnDamage)
                     on_damage(f"{path.name}: {last} is not a message", 0)
                     continue
                 yield RawMessage(channels[number], stamp_ns, memoryview(data))
-        except (sqlite3.Error, OverflowError, MemoryError) as error:
-            on_damage(f"{path.name}: unreadable after {last}: {error}", 0)
+        except (sqlite3.Error, ValueError, OverflowError, MemoryError) as error:
+            # SQLite quotes the damaged text in its message.
+            on_damage(f"{path.name}: unreadable after {last}: {ascii(str(error))[1:-1]}", 0)
 
 
 def _sqlite_channels(database: sqlite3.Connection) -> dict[int, Channel]:
@@ -68,7 +71,5 @@ def _sqlite_channels(database: sqlite3.Connection) -> dict[int, Channel]:
     query = f"SELECT id, name, type, serialization_format, {qos} FROM topics"
     for number, topic, msgtype, encoding, profiles in database.execute(query):
         language, definition = definitions.get(msgtype, ("", b""))
-        channels[number] = Channel(
-            str(topic), str(msgtype), str(encoding), language, definition, str(profiles)
-        )
+        channels[number] = Channel(str(topic), str(msgtype), str(encoding), language, definition, str(profiles))
     return channels

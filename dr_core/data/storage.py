@@ -94,9 +94,7 @@ def locate(path: Path, *, salvage: bool = False) -> BagFiles:
     for file in files:
         _refuse_outside(path, file)
         if not file.is_file():
-            raise BagError(
-                str(file), expected="a file of the bag", found="it is missing", next_step=repair_hint(path)
-            )
+            raise BagError(str(file), expected="a file of the bag", found="it is missing", next_step=repair_hint(path))
     if not files:
         raise BagError(
             str(path),
@@ -106,9 +104,7 @@ def locate(path: Path, *, salvage: bool = False) -> BagFiles:
         )
     kinds = {_storage_of(file) for file in files}
     if len(kinds) > 1:
-        raise BagError(
-            str(path), expected="one kind of storage", found="MCAP and sqlite3", next_step="name one file"
-        )
+        raise BagError(str(path), expected="one kind of storage", found="MCAP and sqlite3", next_step="name one file")
     packed = information is not None and information.get("compression_mode", "").lower() == "message"
     return BagFiles(path, tuple(files), kinds.pop(), information, packed)
 

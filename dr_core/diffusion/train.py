@@ -17,6 +17,8 @@ from dr_core.checkpoint import load_weights
 from dr_core.codec.train import cosine_rate
 from dr_core.data.cache import BACKGROUND, EXPERT, Clip, Store
 from dr_core.diffusion.categorical import CategoricalDiffusion
+from dr_core.diffusion.denoiser import CrossAttentionDenoiser
+from dr_core.diffusion.inplace import InPlaceDenoiser
 from dr_core.seeding import generator, numpy_generator
 from dr_core.training import ExponentialAverage
 
@@ -138,7 +140,7 @@ class VideoStage:
 
     def __init__(
         self,
-        denoiser: nn.Module,
+        denoiser: InPlaceDenoiser | CrossAttentionDenoiser,
         diffusion: CategoricalDiffusion,
         sampler: TransitionSampler,
         config: VideoTraining,
@@ -172,7 +174,11 @@ class VideoStage:
         x_t = diffusion.q_sample(x_start, t, noise)
         x_t = torch.where(is_whole.unsqueeze(1), diffusion.mask_token, x_t)
 
-        logits = self.denoiser(x_t, t, self.denoiser.condition(history, behaviour))
+        if isinstance(self.denoiser, InPlaceDenoiser):
+            condition = self.denoiser.condition(history, behaviour)
+        else:
+            condition = self.denoiser.condition(history)
+        logits = self.denoiser(x_t, t, condition)
         nll = F.cross_entropy(logits.float().flatten(0, 1), x_start.flatten(), reduction="none").view_as(x_start)
         values: dict[str, Tensor] = {}
         loss = torch.zeros((), device=self.device)

@@ -120,9 +120,7 @@ def paper(
     values = []
     for draw in range(num_samples):
         uniforms = _uniforms(noise, shape, history.device, first=draw * calls)
-        trajectory = reverse(
-            diffusion, denoiser, cache, batch, stride=stride, posterior=posterior, uniforms=uniforms
-        )
+        trajectory = reverse(diffusion, denoiser, cache, batch, stride=stride, posterior=posterior, uniforms=uniforms)
         values.append(bound(diffusion, trajectory, trajectory.x_start if x_start is None else x_start))
     return _average(values, num_samples * calls)
 

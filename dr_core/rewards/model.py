@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dr_core.checkpoint import Checkpoint, load_checkpoint, load_weights
+from dr_core.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from dr_core.codec.fsq import FSQCodec
 from dr_core.codec.train import to_images
 from dr_core.codec.vqgan import VQGAN
-from dr_core.config import build
+from dr_core.config import build, to_mapping
 from dr_core.diffusion.categorical import CategoricalDiffusion, Denoiser
 from dr_core.diffusion.denoiser import CrossAttentionDenoiser
 from dr_core.diffusion.inplace import InPlaceDenoiser
@@ -127,6 +127,10 @@ class RewardModel:
         load_weights(networks, checkpoint.tensors, "", path)
         return cls(config, networks, checkpoint.manifest, device)
 
+    def save(self, path: Path) -> None:
+        """Write the checkpoint directory; an existing one is refused."""
+        save_checkpoint(path, self.networks.state_dict(), to_mapping(self.config), self.manifest)
+
     # ---- what it can compute ----
 
     def estimators(self) -> list[str]:
@@ -181,17 +185,20 @@ class RewardModel:
         """Draw what an expert would show next: entry k follows frame k. (T, 64) codes → (T, 64) codes."""
         indices = history_indices(len(tokens), self.config.num_history, self.config.frame_skip, observed=False)
         history = torch.from_numpy(tokens[indices].reshape(len(tokens), -1)).to(self.device)
-        uniforms = self._common_noise(seed)
-        trajectory = entropy.reverse(
-            self.networks.diffusion,
-            self._denoiser(0),
-            self._denoiser(0).condition(history),
-            len(history),
-            stride=self.config.estimator.stride,
-            posterior="exact",
-            uniforms=uniforms,
-        )
-        return trajectory.x_start.cpu().numpy()
+        denoiser, diffusion = self._denoiser(0), self.networks.diffusion
+        drawn = []
+        for part in history.split(SCORE_BATCH):
+            trajectory = entropy.reverse(
+                diffusion,
+                denoiser,
+                denoiser.condition(part),
+                len(part),
+                stride=self.config.estimator.stride,
+                posterior="exact",
+                uniforms=self._common_noise(seed),
+            )
+            drawn.append(trajectory.x_start)
+        return torch.cat(drawn).cpu().numpy()
 
     # ---- rewards ----
 
@@ -270,10 +277,15 @@ class RewardModel:
                 generator=generator(0, "chain"),
                 num_samples=settings.num_samples,
             )
-        sampled = {"noise": noise, "stride": settings.stride, "num_samples": settings.num_samples}
-        if name == "likelihood":
-            return entropy.likelihood(diffusion, denoiser, history, target, **sampled)
-        return entropy.paper(diffusion, denoiser, history, **sampled)
+        return entropy.paper(
+            diffusion,
+            denoiser,
+            history,
+            noise=noise,
+            stride=settings.stride,
+            num_samples=settings.num_samples,
+            x_start=target if name == "likelihood" else None,
+        )
 
     def _denoiser(self, behaviour: int) -> Denoiser:
         """The video model of the expert (0) or of the background (1)."""
@@ -303,7 +315,7 @@ class OfBehaviour:
 
     def __call__(self, x_t: Tensor, t: Tensor, cache: Tensor) -> Tensor:
         """x_t (B, N), t (B,) → logits (B, N, K)."""
-        return self.network(x_t, t, cache)  # type: ignore[no-any-return]
+        return self.network(x_t, t, cache)
 
 
 class RewardStream:

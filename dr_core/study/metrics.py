@@ -1,8 +1,8 @@
 """Measures of how well a score tells experts from others, with bootstrap intervals.
 
 The bootstrap resamples episodes. A resample is kept as multiplicities (how often each episode is in it), in which every
-measure here is a ratio of polynomials, so that thousands of resamples are a few matrix products. Intervals are percentile
-intervals at 95 %: they are too narrow for a handful of episodes, and have no width where every pair is ordered alike.
+measure here is a ratio of polynomials, so that thousands of resamples are a few matrix products. Intervals are
+percentile intervals at 95 %: too narrow for a handful of episodes, and without width where all pairs are ordered alike.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def mean_of(measures: Sequence[Measure]) -> Measure:
     return Measure(float(np.mean([measure.value for measure in measures])), samples, counts)
 
 
-def auroc(
-    positive: Floats, negative: Floats, generator: np.random.Generator, resamples: int = RESAMPLES
-) -> Measure:
+def auroc(positive: Floats, negative: Floats, generator: np.random.Generator, resamples: int = RESAMPLES) -> Measure:
     """P(a score of ``positive`` > one of ``negative``), ties counting one half.
 
     Args:
@@ -75,9 +73,7 @@ def auroc(
     return Measure(float(wins.mean()), samples, (count, other))
 
 
-def kendall_tau(
-    groups: Sequence[Floats], generator: np.random.Generator, resamples: int = RESAMPLES
-) -> Measure:
+def kendall_tau(groups: Sequence[Floats], generator: np.random.Generator, resamples: int = RESAMPLES) -> Measure:
     """Agreement of the scores with the order of the groups, from -1 to 1: (concordant - discordant) / pairs.
 
     Pairs inside a group have no order and are left out (Somers' D of the score given the group, Kendall's tau where no

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import resource
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from mcap.writer import CompressionType, IndexType
+from mcap.writer import Writer as McapWriter
+from numpy.typing import NDArray
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
 from dr_core.data.bags import repair_bag
 from dr_core.data.episodes import (
     EPISODE_TOPIC,
@@ -25,11 +33,6 @@ from dr_core.data.episodes import (
 )
 from dr_core.data.images import ImageRule
 from dr_core.errors import BagError, OutputInUseError
-from mcap.writer import CompressionType, IndexType
-from mcap.writer import Writer as McapWriter
-from numpy.typing import NDArray
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
 
 RULE = ImageRule(64)
 STORE = get_typestore(Stores.ROS2_HUMBLE)
@@ -322,8 +325,6 @@ def test_metadata_survive_json() -> None:
     ],
 )
 def test_metadata_of_another_kind_are_refused(change: dict[str, Any], message: str) -> None:
-    import json
-
     text = json.dumps({**dataclasses.asdict(METADATA), **change})
     with pytest.raises(BagError, match=message):
         EpisodeMetadata.from_json(text)
@@ -338,17 +339,17 @@ def test_what_is_not_metadata_is_refused(text: str) -> None:
 # ---- bags of others ----
 
 
-def foreign_storage() -> Iterator[Any]:
-    none, message = CompressionMode.NONE, CompressionMode.MESSAGE
-    yield pytest.param(StoragePlugin.SQLITE3, none, 8, id="sqlite3")
-    yield pytest.param(StoragePlugin.SQLITE3, none, 9, id="sqlite3 version 9")
-    yield pytest.param(StoragePlugin.SQLITE3, message, 8, id="sqlite3 compressed messages")
-    yield pytest.param(StoragePlugin.MCAP, none, 9, id="mcap version 9")
-    yield pytest.param(StoragePlugin.MCAP, message, 8, id="mcap compressed messages")
-    yield pytest.param(StoragePlugin.MCAP, CompressionMode.STORAGE, 8, id="mcap compressed chunks")
+FOREIGN = [
+    pytest.param(StoragePlugin.SQLITE3, CompressionMode.NONE, 8, id="sqlite3"),
+    pytest.param(StoragePlugin.SQLITE3, CompressionMode.NONE, 9, id="sqlite3 version 9"),
+    pytest.param(StoragePlugin.SQLITE3, CompressionMode.MESSAGE, 8, id="sqlite3 compressed messages"),
+    pytest.param(StoragePlugin.MCAP, CompressionMode.NONE, 9, id="mcap version 9"),
+    pytest.param(StoragePlugin.MCAP, CompressionMode.MESSAGE, 8, id="mcap compressed messages"),
+    pytest.param(StoragePlugin.MCAP, CompressionMode.STORAGE, 8, id="mcap compressed chunks"),
+]
 
 
-@pytest.mark.parametrize(("storage", "compression", "version"), foreign_storage())
+@pytest.mark.parametrize(("storage", "compression", "version"), FOREIGN)
 def test_bags_of_other_recorders_are_read(
     tmp_path: Path, storage: StoragePlugin, compression: CompressionMode, version: int
 ) -> None:
@@ -363,8 +364,6 @@ def test_bags_of_other_recorders_are_read(
 
 
 def test_a_bag_of_ros_2_humble_sqlite3_without_definitions_is_read(tmp_path: Path) -> None:
-    import sqlite3
-
     frames = noise(4)
     write_foreign(tmp_path / "b", foreign_images(frames), storage=StoragePlugin.SQLITE3)
     with sqlite3.connect(tmp_path / "b" / "b.db3") as database:

@@ -7,9 +7,10 @@ import struct
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from dr_core.data.images import DamagedImage, ImageRule, decode_compressed, decode_raw
 from dr_core.errors import BagError
-from numpy.typing import NDArray
 
 HEIGHT, WIDTH = 6, 10
 PIXEL_BYTES = {

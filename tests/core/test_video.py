@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from dr_core.data.episodes import find_episodes, read_episode, read_metadata
 from dr_core.data.images import ImageRule
 from dr_core.data.video import read_video, write_video
 from dr_core.errors import BagError, OutputInUseError
-from numpy.typing import NDArray
 
 
 def noise(count: int, height: int, width: int) -> NDArray[np.uint8]:

@@ -1,0 +1,185 @@
+"""A whole reward training run: frames → codec → tokens → video model → statistics → checkpoint.
+
+Every part is finished once and found again by the next start, so a run that was stopped or killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from dr_core.checkpoint import load_checkpoint, load_weights
+from dr_core.codec.fsq import FSQCodec
+from dr_core.codec.train import FSQStage, VQGANStage
+from dr_core.config import build, dump_yaml, load_yaml, to_mapping
+from dr_core.data.cache import BACKGROUND, EXPERT, Store, frame_store, token_store
+from dr_core.diffusion.train import TransitionSampler, VideoStage
+from dr_core.errors import ConfigError, UserError
+from dr_core.presets import TrainRewardConfig
+from dr_core.rewards.model import Networks, RewardModel
+from dr_core.training import Metrics, RunDirectory, Stage, newest_checkpoint, train
+
+CONFIG = "config.yaml"
+STATISTICS_FRAMES = 200
+"""Expert frames of each task from which an estimator's mean and spread are computed."""
+
+
+def train_reward(
+    config: TrainRewardConfig,
+    experts: Sequence[Path],
+    background: Sequence[Path],
+    out: Path,
+    *,
+    resume: bool,
+    device: str = "cpu",
+) -> Path:
+    """Train a reward model from recorded episodes.
+
+    Args:
+        config: what to train.
+        experts: episode paths of expert behaviour.
+        background: episode paths of other behaviour; needed by the ratio reward.
+        out: the run's directory.
+        resume: continue the run in ``out``.
+        device: torch device.
+
+    Returns:
+        The checkpoint directory, ``out/model``.
+
+    Raises:
+        UserError: wrong input, or an output directory that is in use.
+        KeyboardInterrupt: stopped by a signal; everything so far is kept.
+    """
+    if config.model.background and not background:
+        raise UserError(
+            "background episodes",
+            expected="recordings of non-expert behaviour, which the ratio reward compares with",
+            found="none",
+            next_step="give --background PATH, or train an entropy reward with "
+            "--set model.background=false --set model.estimator.name=one_pass",
+        )
+    with RunDirectory(out, resume=resume) as run:
+        _keep_config(config, run.path)
+        model = run.path / "model"
+        if model.exists():
+            Console().print(f"{model} is complete; nothing to do")
+            return model
+        metrics = Metrics(run.path)
+        try:
+            _train(config, experts, background if config.model.background else (), run.path, metrics, device)
+        finally:
+            metrics.close()
+    return model
+
+
+def _keep_config(config: TrainRewardConfig, out: Path) -> None:
+    """Write the configuration of a new run; refuse to continue a run under another one."""
+    file = out / CONFIG
+    if not file.exists():
+        dump_yaml(file, config)
+    elif build(TrainRewardConfig, load_yaml(file)) != config:
+        raise ConfigError(
+            str(file),
+            expected="the configuration this run was started with",
+            found="another preset, --config or --set",
+            next_step="repeat the options of the first start, or give another --out",
+        )
+
+
+def _train(
+    config: TrainRewardConfig,
+    experts: Sequence[Path],
+    background: Sequence[Path],
+    out: Path,
+    metrics: Metrics,
+    device: str,
+) -> None:
+    console = Console()
+    on = torch.device(device)
+    torch.manual_seed(config.seed)
+    networks = Networks(config.model).to(on)
+
+    def frames() -> Store:
+        sources = [(EXPERT, path) for path in experts] + [(BACKGROUND, path) for path in background]
+        with console.status("decoding episodes") as status:
+            tell = lambda done, total: status.update(f"decoding episode {done} of {total}")  # noqa: E731
+            return frame_store(out / "frames", sources, config.model.image, tell)
+
+    if not (out / "tokens").exists():
+        store = frames()
+        console.print(f"{len(store.clips)} episodes, {len(store.data)} frames; tasks: {', '.join(store.tasks(EXPERT))}")
+        pixels = np.asarray(store.data, np.uint8)
+        stage: Stage
+        if isinstance(networks.codec, FSQCodec):
+            stage = FSQStage(networks.codec, pixels, config.codec_training, config.seed, on)
+        else:
+            stage = VQGANStage(networks.codec, pixels, config.codec_training, config.seed, on)
+        train(stage, out, metrics)
+    codec = load_checkpoint(newest_checkpoint(out / "codec"))
+    load_weights(networks.codec, codec.tensors, "codec.", codec.path)
+    networks.codec.eval()
+    scorer = RewardModel(config.model, networks, {"tasks": [], "statistics": {}}, device)
+    tokens = token_store(out / "tokens", frames, scorer.tokenize)
+
+    networks.video.requires_grad_(True).train()
+    sampler = TransitionSampler(
+        tokens,
+        config.video_training,
+        num_history=config.model.num_history,
+        spacing=config.model.frame_skip,
+        seed=config.seed,
+    )
+    video = VideoStage(networks.video, networks.diffusion, sampler, config.video_training, config.seed, on)
+    train(video, out, metrics)
+    networks.video.load_state_dict(video.average.shadow)
+
+    with console.status("computing statistics on the expert videos"):
+        manifest = _manifest(config, tokens, networks, device)
+    RewardModel(config.model, networks, manifest, device).save(out / "model")
+    console.print(f"reward model: {out / 'model'}")
+
+
+def _manifest(config: TrainRewardConfig, tokens: Store, networks: Networks, device: str) -> dict[str, Any]:
+    tasks = tokens.tasks(EXPERT)
+    seeds = {
+        task: sorted(
+            clip.seed
+            for clip in tokens.clips
+            if clip.task == task and clip.behaviour == EXPERT and clip.seed is not None
+        )
+        for task in tasks
+    }
+    facts = {
+        "tasks": tasks,
+        "statistics": {},
+        "render": tokens.render,
+        "dataset_sha256": tokens.sha256,
+        "training_seeds": seeds,
+        "training": to_mapping(replace(config)),
+    }
+    scorer = RewardModel(config.model, networks, facts, device)
+    facts["statistics"] = {name: _statistics(scorer, tokens, name) for name in scorer.estimators()}
+    return facts
+
+
+def _statistics(scorer: RewardModel, tokens: Store, estimator: str) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of the raw reward over expert frames, per task and pooled ("all")."""
+    raw: dict[str, list[NDArray[np.float32]]] = {}
+    for clip in tokens.clips:
+        seen = sum(map(len, raw.get(clip.task, [])))
+        if clip.behaviour == EXPERT and seen < STATISTICS_FRAMES:
+            (reward,) = scorer.score_tokens([np.asarray(tokens.array(clip), np.int64)], estimator=estimator)
+            raw.setdefault(clip.task, []).append(reward.raw[reward.valid])
+    groups = {task: np.concatenate(parts) for task, parts in raw.items()}
+    groups["all"] = np.concatenate(list(groups.values()))
+    return {
+        task: {"mean": float(values.mean()), "std": float(max(values.std(), 1e-6)), "frames": len(values)}
+        for task, values in groups.items()
+    }
