@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +14,7 @@ from dr_core.diffusion.denoiser import CrossAttentionConfig
 from dr_core.diffusion.inplace import InPlaceConfig
 from dr_core.diffusion.train import VideoTraining
 
+MAX_CODES = 2**15
 EstimatorName = Literal["ratio", "one_pass_likelihood", "one_pass", "chain", "paper", "likelihood"]
 
 
@@ -34,8 +36,8 @@ class EstimatorConfig:
     """chain: blocks in which the tokens are revealed."""
 
     def __post_init__(self) -> None:
-        if self.stride < 1 or self.num_samples < 1 or self.num_steps < 1:
-            raise ValueError("stride, num_samples and num_steps must be at least 1")
+        if self.stride < 1 or self.num_samples < 1 or not 1 <= self.num_steps <= 64:
+            raise ValueError("stride and num_samples must be at least 1, num_steps from 1 to 64")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class RewardModelConfig:
     def __post_init__(self) -> None:
         if self.num_history < 1 or self.frame_skip < 1:
             raise ValueError("num_history and frame_skip must be at least 1")
+        if self.image.size != 64 or self.vqgan.image_size != 64 or len(self.vqgan.channels) != 4:
+            raise ValueError("the video models need 64×64 images and 8×8 codes: image.size 64, four vqgan.channels")
+        if math.prod(self.fsq.levels) > MAX_CODES or self.vqgan.num_codes > MAX_CODES:
+            raise ValueError(f"at most {MAX_CODES} codes fit a token store")
         if self.background and self.denoiser != "in_place":
             raise ValueError("background: true needs denoiser: in_place, the one that holds several behaviours")
         if self.estimator.name == "ratio" and not self.background:
@@ -76,6 +82,12 @@ class TrainRewardConfig:
     codec_training: CodecTraining = field(default_factory=CodecTraining)
     video_training: VideoTraining = field(default_factory=VideoTraining)
     seed: int = 0
+    checkpoint_every_s: float = 30.0
+    """Seconds between checkpoints, which are all that a killed run loses."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every_s < 0:
+            raise ValueError(f"checkpoint_every_s must not be negative, got {self.checkpoint_every_s}")
 
 
 def _default() -> TrainRewardConfig:

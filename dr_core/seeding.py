@@ -2,7 +2,7 @@
 
 A run that resumes at step k asks for `generator(seed, "train", k)` and draws what the uninterrupted run drew
 there, without replaying the steps before. Generators live on the CPU, so that the numbers are the same on
-every device.
+every device, except where the draws themselves have to be made on it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ def generator(seed: SupportsIndex, *stream: SupportsIndex | str) -> torch.Genera
     """A CPU generator for one stream, for example `generator(0, "replay", step)`."""
     state = np.random.SeedSequence(_entropy(seed, *stream)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
+
+
+def generator_on(device: torch.device, seed: SupportsIndex, *stream: SupportsIndex | str) -> torch.Generator:
+    """`generator` for draws made on ``device``, which takes no other one's; off the CPU its numbers are others."""
+    own = generator(seed, *stream)
+    return own if device.type == "cpu" else torch.Generator(device).manual_seed(own.initial_seed())
 
 
 def numpy_generator(seed: SupportsIndex, *stream: SupportsIndex | str) -> np.random.Generator:

@@ -1,13 +1,15 @@
 """One resumable training loop for every network of the package.
 
-A stage says what one optimiser step does; this loop adds progress, curves, checkpoints and a clean stop. Each step draws
-its randomness from a generator derived from (seed, stage, step), so a resumed run repeats the uninterrupted one exactly.
+A stage says what one optimiser step does; this loop adds progress, curves, checkpoints and a clean stop. Each step
+draws its randomness from a generator derived from (seed, stage, step), so a resumed run repeats the uninterrupted one
+exactly.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
@@ -23,8 +25,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from dr_core.checkpoint import MANIFEST, load_checkpoint, load_weights, save_checkpoint
-from dr_core.errors import CheckpointError, OutputInUseError
+from dr_core.checkpoint import MANIFEST, load_checkpoint, load_weights, remove_unfinished, save_checkpoint
+from dr_core.errors import CheckpointError, OutputInUseError, UserError
 
 METRICS = "metrics.jsonl"
 
@@ -55,6 +57,10 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
+        if path.exists() and not path.is_dir():
+            raise OutputInUseError(
+                str(path), expected="an output directory", found="a file", next_step="give another --out"
+            )
         if path.exists() and any(path.iterdir()) and not resume:
             raise OutputInUseError(
                 str(path),
@@ -156,6 +162,7 @@ def train(stage: Stage, run: Path, metrics: Metrics, *, log_every: int = 10, che
 
     Raises:
         KeyboardInterrupt: after SIGINT or SIGTERM, once the step is done and the checkpoint written.
+        UserError: the loss is not finite; no checkpoint holds what follows from it.
     """
     folder = run / stage.name
     done = _restore_newest(stage, folder)
@@ -164,8 +171,16 @@ def train(stage: Stage, run: Path, metrics: Metrics, *, log_every: int = 10, che
     last_save = time.monotonic()
 
     def log() -> None:
-        for step, values in pending:
-            metrics.write(stage.name, step, {name: float(value) for name, value in values.items()})
+        for step, tensors in pending:
+            values = {name: float(value) for name, value in tensors.items()}
+            if not math.isfinite(values["loss"]):
+                raise UserError(
+                    f"{stage.name} step {step}",
+                    expected="a finite loss",
+                    found=str(values["loss"]),
+                    next_step="train anew with a lower learning_rate",
+                )
+            metrics.write(stage.name, step, values)
         pending.clear()
         metrics.flush()
 
@@ -178,17 +193,20 @@ def train(stage: Stage, run: Path, metrics: Metrics, *, log_every: int = 10, che
         for index in range(done, stage.steps):
             values = stage.step(index)
             pending.append((index + 1, values))
+            stopping = bool(stop)  # read once: a signal that arrives below is for the next step
             last = index + 1 == stage.steps
-            if last or stop or len(pending) >= log_every:
+            if last or stopping or len(pending) >= log_every:
                 shown = float(values["loss"])
                 log()
                 progress.update(bar, completed=index + 1, loss=f"{shown:.4g}")
-            if last or stop or time.monotonic() - last_save > checkpoint_every_s:
+            if last or stopping or time.monotonic() - last_save > checkpoint_every_s:
                 log()
                 _save(stage, folder, index + 1)
                 last_save = time.monotonic()
-            if stop:
+            if stopping:
                 raise KeyboardInterrupt(f"stopped after step {index + 1} of {stage.name}; continue with --resume")
+        if stop:  # it came while the last checkpoint was written
+            raise KeyboardInterrupt(f"stopped at the end of {stage.name}; continue with --resume")
 
 
 def _save(stage: Stage, folder: Path, step: int) -> None:
@@ -219,11 +237,23 @@ def newest_checkpoint(folder: Path) -> Path:
 
 
 def _restore_newest(stage: Stage, folder: Path) -> int:
-    if not _whole_checkpoints(folder):
+    remove_unfinished(folder)
+    whole = _whole_checkpoints(folder)
+    for scrap in set(folder.glob("step_*")) - set(whole):
+        shutil.rmtree(scrap)
+    if not whole:
         return 0
-    checkpoint = load_checkpoint(newest_checkpoint(folder))
-    stage.restore(checkpoint.tensors, checkpoint.training or {}, checkpoint.path)
-    return int(checkpoint.manifest["step"])
+    checkpoint = load_checkpoint(whole[-1])
+    try:
+        stage.restore(checkpoint.tensors, checkpoint.training or {}, checkpoint.path)
+        return int(checkpoint.manifest["step"])
+    except (KeyError, ValueError, TypeError) as error:  # torch's refusals of a foreign optimiser state
+        raise CheckpointError(
+            str(checkpoint.path),
+            expected=f"the training state of the stage {stage.name}",
+            found=repr(error),
+            next_step="start the training anew",
+        ) from error
 
 
 class ExponentialAverage:

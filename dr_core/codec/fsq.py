@@ -28,6 +28,8 @@ class FSQConfig:
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"levels must all be >= 2, got {self.levels}")
+        if self.channels < 8 or self.channels % 8:
+            raise ValueError(f"channels must be a multiple of 8, got {self.channels}")
 
 
 class Residual(nn.Module):
@@ -67,8 +69,10 @@ class FSQCodec(nn.Module):
             nn.SiLU(),
             nn.Conv2d(2 * c, dims, 1),
         )
+        # What a fixed camera sees at each place: the static scene need not be spelled out by the codes.
+        self.scene = nn.Parameter(torch.zeros(2 * c, *self.grid))
+        self.spread = nn.Conv2d(dims, 2 * c, 3, padding=1)
         self.decoder = nn.Sequential(
-            nn.Conv2d(dims, 2 * c, 3, padding=1),
             *[Residual(2 * c) for _ in range(config.blocks)],
             nn.Conv2d(2 * c, 4 * c, 1),
             nn.PixelShuffle(2),  # (B, c, 16, 16)
@@ -96,7 +100,8 @@ class FSQCodec(nn.Module):
 
     def reconstruct(self, quantised: Tensor) -> Tensor:
         """(B, dims, 8, 8) levels → (B, 3, 64, 64) image, not clipped."""
-        return self.decoder(2 * quantised / (self.levels - 1).view(1, -1, 1, 1) - 1)
+        latents = 2 * quantised / (self.levels - 1).view(1, -1, 1, 1) - 1
+        return self.decoder(self.spread(latents) + self.scene)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, 64, 64) in [-1, 1] → (B, 64) int64 codes, row by row."""

@@ -38,7 +38,7 @@ class CodecTraining:
 
 def to_images(frames: NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:
     """(B, H, W, 3) uint8 → (B, 3, H, W) float32 in [-1, 1]; bytes, not floats, travel to the device."""
-    tensor = torch.as_tensor(frames).to(device, non_blocking=True)
+    tensor = torch.as_tensor(frames if isinstance(frames, Tensor) else np.array(frames)).to(device, non_blocking=True)
     return tensor.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 

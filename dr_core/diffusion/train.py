@@ -19,7 +19,8 @@ from dr_core.data.cache import BACKGROUND, EXPERT, Clip, Store
 from dr_core.diffusion.categorical import CategoricalDiffusion
 from dr_core.diffusion.denoiser import CrossAttentionDenoiser
 from dr_core.diffusion.inplace import InPlaceDenoiser
-from dr_core.seeding import generator, numpy_generator
+from dr_core.errors import UserError
+from dr_core.seeding import generator_on, numpy_generator
 from dr_core.training import ExponentialAverage
 
 
@@ -50,6 +51,8 @@ class VideoTraining:
     """Share of the background that is made by distorting time: reversed, shuffled, still, or double speed."""
 
     def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 2:
+            raise ValueError("steps must be at least 1 and batch_size at least 2")
         for name in ("all_masked_share", "distorted_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
@@ -90,7 +93,7 @@ class TransitionSampler:
     """
 
     def __init__(self, store: Store, config: VideoTraining, *, num_history: int, spacing: int, seed: int) -> None:
-        self.tokens = torch.from_numpy(np.asarray(store.data, np.int16))  # (frames, N)
+        self.tokens = torch.from_numpy(np.array(store.data, np.int16))  # (frames, N)
         self.config, self.seed, self.num_history = config, seed, num_history
 
         def windows(clips: list[Clip], speed: int = 1, reverse: bool = False) -> NDArray[np.int64]:
@@ -102,6 +105,13 @@ class TransitionSampler:
         others = [clip for clip in store.clips if clip.behaviour == BACKGROUND]
         self.expert = windows(experts)
         self.groups = [windows(others)] if others else []
+        if not all(map(len, [self.expert, *self.groups])):
+            raise UserError(
+                "training episodes",
+                expected=f"some longer than frame_skip, {spacing} frames",
+                found="none among the experts or none in the background",
+                next_step="lower model.frame_skip or record longer episodes",
+            )
         self.shares = np.array([1.0])
         if others and config.distorted_share > 0:
             rng = numpy_generator(seed, "shuffled")
@@ -115,7 +125,9 @@ class TransitionSampler:
                 np.concatenate([transitions(order, num_history, spacing) for order in shuffled]),
                 np.repeat(stills[:, None], num_history + 1, 1),
             ]
-            self.shares = np.array([1 - config.distorted_share, *[config.distorted_share / 5] * 5])
+            self.groups = [group for group in self.groups if len(group)]  # short clips have no double speed
+            distorted = len(self.groups) - 1
+            self.shares = np.array([1 - config.distorted_share, *[config.distorted_share / distorted] * distorted])
 
     def draw(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """The batch of step ``index``: histories (B, num_history·N), next frames (B, N), behaviours (B,), all int64."""
@@ -156,19 +168,20 @@ class VideoStage:
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=0.5, patience=25000, threshold=0.1, threshold_mode="rel"
         )
-        self.average = ExponentialAverage(denoiser, config.ema_decay, config.ema_every)
+        # A run shorter than ema_every would otherwise keep its random start.
+        self.average = ExponentialAverage(denoiser, config.ema_decay, min(config.ema_every, config.steps))
 
     def step(self, index: int) -> dict[str, Tensor]:
         """One optimiser step; the dropout of the step is seeded like its data."""
         config, diffusion = self.config, self.diffusion
         self._set_rate(index)
         history, x_start, behaviour = (tensor.to(self.device) for tensor in self.sampler.draw(index))
-        noise = generator(self.seed, self.name, index)
+        noise = generator_on(self.device, self.seed, self.name, index)
         torch.manual_seed(noise.initial_seed() % 2**63)
 
         masked = round(config.all_masked_share * len(x_start))
         t, probability = diffusion.sample_time(len(x_start), noise)
-        whole = torch.randperm(len(x_start), generator=noise)[:masked].to(self.device)
+        whole = torch.randperm(len(x_start), generator=noise, device=self.device)[:masked]
         is_whole = torch.zeros(len(x_start), dtype=torch.bool, device=self.device).index_fill(0, whole, True)
         t = torch.where(is_whole, diffusion.num_timesteps - 1, t)
         x_t = diffusion.q_sample(x_start, t, noise)

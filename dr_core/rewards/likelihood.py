@@ -1,8 +1,8 @@
 """Rewards from how likely the observed frame is: one network call with every token masked, no sampling.
 
-The log-likelihood alone loves stillness, because a frozen picture is easy to predict. The ratio to a model of non-expert
-behaviour cancels what is easy for both: it is the density ratio that adversarial imitation estimates, without the
-adversary.
+The log-likelihood alone loves stillness, because a frozen picture is easy to predict. The ratio to a model of
+non-expert behaviour cancels what is easy for both: it is the density ratio that adversarial imitation estimates,
+without the adversary.
 """
 
 from __future__ import annotations
@@ -23,10 +23,7 @@ def one_pass_likelihood(
         history: (B, num_history·N) codes, oldest frame first.
         observed: (B, N) codes of the frame that followed.
     """
-    x_t = torch.full_like(observed, diffusion.mask_token)
-    t = torch.full((len(observed),), diffusion.num_timesteps - 1, device=observed.device)
-    log_p = denoiser(x_t, t, denoiser.condition(history)).float().log_softmax(-1)
-    value = log_p.gather(-1, observed.unsqueeze(-1)).squeeze(-1).sum(-1)
+    value = _log_p(diffusion, denoiser, history, observed).float()
     return Estimate(value, torch.zeros_like(value), calls=1)
 
 
@@ -34,6 +31,14 @@ def ratio(
     diffusion: CategoricalDiffusion, expert: Denoiser, background: Denoiser, history: Tensor, observed: Tensor
 ) -> Estimate:
     """log p_expert(observed | history) - log p_background(observed | history), one call each."""
-    expert_value = one_pass_likelihood(diffusion, expert, history, observed).value
-    background_value = one_pass_likelihood(diffusion, background, history, observed).value
-    return Estimate(expert_value - background_value, torch.zeros_like(expert_value), calls=2)
+    log_expert = _log_p(diffusion, expert, history, observed)
+    value = (log_expert - _log_p(diffusion, background, history, observed)).float()
+    return Estimate(value, torch.zeros_like(value), calls=2)
+
+
+def _log_p(diffusion: CategoricalDiffusion, denoiser: Denoiser, history: Tensor, observed: Tensor) -> Tensor:
+    """(B,) float64: the sum is hundreds of nats, a ratio of two a few, so that float32 would show in the difference."""
+    x_t = torch.full_like(observed, diffusion.mask_token)
+    t = torch.full((len(observed),), diffusion.num_timesteps - 1, device=observed.device)
+    log_p = denoiser(x_t, t, denoiser.condition(history)).float().log_softmax(-1)
+    return log_p.gather(-1, observed.unsqueeze(-1)).squeeze(-1).double().sum(-1)

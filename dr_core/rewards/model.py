@@ -5,6 +5,7 @@ Reward k belongs to the transition that led to frame k and needs no later frame.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from dr_core.errors import CheckpointError, ConfigError
 from dr_core.presets import EstimatorConfig, EstimatorName, RewardModelConfig
 from dr_core.rewards import entropy
 from dr_core.rewards.likelihood import one_pass_likelihood, ratio
-from dr_core.seeding import generator
+from dr_core.seeding import generator, generator_on
 from dr_core.types import Reward
 
 ENCODE_BATCH = 64
@@ -101,7 +102,7 @@ class RewardModel:
         self, config: RewardModelConfig, networks: Networks, manifest: Mapping[str, Any], device: str = "cpu"
     ) -> None:
         self.config, self.manifest, self.device = config, manifest, torch.device(device)
-        self.networks = networks.to(self.device).eval().requires_grad_(False)
+        self.networks = networks.to(self.device).eval()
         self.tasks: list[str] = list(manifest["tasks"])
         self.model_hash: str = manifest.get("sha256", {}).get("model.safetensors", "")
         if isinstance(networks.video, CrossAttentionDenoiser):
@@ -119,10 +120,14 @@ class RewardModel:
             config = build(RewardModelConfig, checkpoint.config)
             statistics = checkpoint.manifest["statistics"]
             missing = [t for t in checkpoint.manifest["tasks"] if t not in statistics[config.estimator.name]]
-        except (ConfigError, KeyError, TypeError) as error:
+            entries = [entry for table in statistics.values() for entry in table.values()]
+            usable = all(math.isfinite(e["mean"]) and 0 < e["std"] < math.inf for e in entries)
+        except (ConfigError, KeyError, TypeError, AttributeError) as error:
             raise _not_a_reward_model(checkpoint, repr(error)) from error
         if missing:
             raise _not_a_reward_model(checkpoint, f"no statistics of task {missing[0]}")
+        if not usable:
+            raise _not_a_reward_model(checkpoint, "a mean that is not finite, or a spread that is not positive")
         networks = Networks(config)
         load_weights(networks, checkpoint.tensors, "", path)
         return cls(config, networks, checkpoint.manifest, device)
@@ -167,6 +172,9 @@ class RewardModel:
     @torch.inference_mode()
     def tokenize(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
         """(T, 64, 64, 3) uint8 RGB → (T, 64) codes."""
+        size = self.config.image.size
+        if frames.dtype != np.uint8 or frames.shape[1:] != (size, size, 3) or not len(frames):
+            raise ValueError(f"frames are uint8 (T, {size}, {size}, 3), not {frames.dtype} {frames.shape}")
         encode = lambda part: self.networks.codec.encode(to_images(part, self.device))  # noqa: E731
         return _in_batches(encode, frames, ENCODE_BATCH)
 
@@ -230,10 +238,10 @@ class RewardModel:
         start = 0
         for clip in clips:
             part = slice(start, start + len(clip))
-            valid = np.isfinite(raw[part])
+            value = ((raw[part] - mean) / std).astype(np.float32)
+            valid = np.isfinite(value)
             if observed:
                 valid[:spacing] = False
-            value = ((raw[part] - mean) / std).astype(np.float32)
             rewards.append(ClipReward(value, raw[part], (stderr[part] / std).astype(np.float32), valid, calls))
             start += len(clip)
         return rewards
@@ -274,7 +282,7 @@ class RewardModel:
                 history,
                 num_steps=settings.num_steps,
                 order=entropy.spread_order(denoiser.num_tokens).to(self.device),
-                generator=generator(0, "chain"),
+                generator=generator_on(self.device, 0, "chain"),
                 num_samples=settings.num_samples,
             )
         return entropy.paper(
@@ -356,8 +364,9 @@ class RewardStream:
         raw, stderr, _ = model._estimate(self._settings, history[None], self._tokens[-1][None])
         mean, std = model.statistics(self._settings.name, self._task)
         self._count += 1
-        valid = bool(np.isfinite(raw[0])) and (self._count > spacing or not self._observed)
-        return StreamReward(stamp_ns, float(raw[0] - mean) / std, float(raw[0]), float(stderr[0]) / std, valid)
+        value = float(raw[0] - mean) / std
+        valid = math.isfinite(value) and (self._count > spacing or not self._observed)
+        return StreamReward(stamp_ns, value, float(raw[0]), float(stderr[0]) / std, valid)
 
 
 def looks_at_outcome(estimator: str) -> bool:

@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from dr_core.checkpoint import load_checkpoint, load_weights
+from dr_core.checkpoint import load_checkpoint, load_weights, remove_unfinished
 from dr_core.codec.fsq import FSQCodec
 from dr_core.codec.train import FSQStage, VQGANStage
 from dr_core.config import build, dump_yaml, load_yaml, to_mapping
 from dr_core.data.cache import BACKGROUND, EXPERT, Store, frame_store, token_store
+from dr_core.data.episodes import find_episodes
 from dr_core.diffusion.train import TransitionSampler, VideoStage
 from dr_core.errors import ConfigError, UserError
 from dr_core.presets import TrainRewardConfig
@@ -44,8 +45,8 @@ def train_reward(
 
     Args:
         config: what to train.
-        experts: episode paths of expert behaviour.
-        background: episode paths of other behaviour; needed by the ratio reward.
+        experts: episodes of expert behaviour, or directories of them.
+        background: the same of other behaviour; needed by the ratio reward.
         out: the run's directory.
         resume: continue the run in ``out``.
         device: torch device.
@@ -63,10 +64,20 @@ def train_reward(
             expected="recordings of non-expert behaviour, which the ratio reward compares with",
             found="none",
             next_step="give --background PATH, or train an entropy reward with "
-            "--set model.background=false --set model.estimator.name=one_pass",
+            "--set model.background=false model.estimator.name=one_pass",
         )
+    if not (out / "tokens").exists():  # from then on no episode is read
+        experts, background = find_episodes(experts), find_episodes(background)
+        if not experts:
+            raise UserError(
+                "expert episodes",
+                expected="recordings of a task done well",
+                found="none",
+                next_step="name them, or directories of them",
+            )
     with RunDirectory(out, resume=resume) as run:
         _keep_config(config, run.path)
+        remove_unfinished(run.path)
         model = run.path / "model"
         if model.exists():
             Console().print(f"{model} is complete; nothing to do")
@@ -74,6 +85,8 @@ def train_reward(
         metrics = Metrics(run.path)
         try:
             _train(config, experts, background if config.model.background else (), run.path, metrics, device)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(str(stop) or "stopped; continue with --resume") from None
         finally:
             metrics.close()
     return model
@@ -83,7 +96,9 @@ def _keep_config(config: TrainRewardConfig, out: Path) -> None:
     """Write the configuration of a new run; refuse to continue a run under another one."""
     file = out / CONFIG
     if not file.exists():
-        dump_yaml(file, config)
+        temporary = file.with_suffix(".tmp")
+        dump_yaml(temporary, config)
+        temporary.replace(file)
     elif build(TrainRewardConfig, load_yaml(file)) != config:
         raise ConfigError(
             str(file),
@@ -121,14 +136,14 @@ def _train(
             stage = FSQStage(networks.codec, pixels, config.codec_training, config.seed, on)
         else:
             stage = VQGANStage(networks.codec, pixels, config.codec_training, config.seed, on)
-        train(stage, out, metrics)
+        train(stage, out, metrics, checkpoint_every_s=config.checkpoint_every_s)
     codec = load_checkpoint(newest_checkpoint(out / "codec"))
     load_weights(networks.codec, codec.tensors, "codec.", codec.path)
     networks.codec.eval()
     scorer = RewardModel(config.model, networks, {"tasks": [], "statistics": {}}, device)
     tokens = token_store(out / "tokens", frames, scorer.tokenize)
 
-    networks.video.requires_grad_(True).train()
+    networks.video.train()
     sampler = TransitionSampler(
         tokens,
         config.video_training,
@@ -137,7 +152,7 @@ def _train(
         seed=config.seed,
     )
     video = VideoStage(networks.video, networks.diffusion, sampler, config.video_training, config.seed, on)
-    train(video, out, metrics)
+    train(video, out, metrics, checkpoint_every_s=config.checkpoint_every_s)
     networks.video.load_state_dict(video.average.shadow)
 
     with console.status("computing statistics on the expert videos"):

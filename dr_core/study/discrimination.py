@@ -500,6 +500,7 @@ def write(study: Study, out: Path) -> None:
 
 def show(results: Mapping[str, Any], console: Console) -> None:
     """Print the tables of seen and unseen tasks, the cost, what was left out, and the verdict."""
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
 
@@ -507,20 +508,28 @@ def show(results: Mapping[str, Any], console: Console) -> None:
         if not tasks:
             console.print(f"{block} tasks: none among the recordings")
             continue
-        header, *lines = table_of(results, "blocks", block)
-        table = Table(*map(escape, header), title_justify="left")
-        table.title = escape(f"{block} tasks, mean over {len(tasks)}: {', '.join(tasks)}")
-        for line in lines:
+        console.print(f"{block} tasks, mean over {len(tasks)}: {', '.join(tasks)}", markup=False, soft_wrap=True)
+        lines = table_of(results, "blocks", block)
+        if sum(max(map(len, column)) + 3 for column in zip(*lines, strict=True)) > console.width:
+            # On a narrow terminal n goes below the measure, and the interval below its value.
+            lines = [[f"{line[0]}\nn {line[1]}", *(c.replace(" [", "\n[") for c in line[2:])] for line in lines[1:]]
+            lines.insert(0, ["mean [95 %]\nn episodes", *results["scores"]])
+        table = Table(*map(escape, lines[0]), box=box.SIMPLE_HEAD)
+        for column in table.columns[1:]:
+            column.no_wrap = True
+        for line in lines[1:]:
             table.add_row(*map(escape, line))
         console.print(table)
     cost = ", ".join(f"{name} {ms:.3g}" for name, ms in results["ms_per_frame"].items())
-    console.print(f"ms per frame: {cost}", markup=False)
+    console.print(f"ms per frame: {cost}", markup=False, soft_wrap=True)
     if left_out := results["left_out"]:
         reasons = Counter(entry["why"] for entry in left_out)
-        console.print("left out: " + ", ".join(f"{n} x {why}" for why, n in reasons.items()), markup=False)
+        console.print(
+            "left out: " + ", ".join(f"{n} x {why}" for why, n in reasons.items()), markup=False, soft_wrap=True
+        )
     console.print(f"verdict on {results['estimators'][0]}:", markup=False)
     for entry in results["verdict"]:
-        console.print(f"  {verdict_line(entry)}", markup=False, highlight=False)
+        console.print(f"  {verdict_line(entry)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def table_of(results: Mapping[str, Any], kind: str, group: str) -> list[list[str]]:
@@ -542,7 +551,9 @@ def table_of(results: Mapping[str, Any], kind: str, group: str) -> list[list[str
             else:
                 own = counts_text(cell)
                 extra = "" if own == counts else f" (n {own})"
-                row.append(f"{cell['value']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]{extra}")
+                # Adding zero turns a rounded "-0.00" into "0.00".
+                value, low, high = (f"{round(cell[key], 2) + 0.0:.2f}" for key in ("value", "low", "high"))
+                row.append(f"{value} [{low}, {high}]{extra}")
         rows.append(row)
     return rows
 

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 Floats = NDArray[Any]
@@ -25,7 +26,7 @@ QUALITY_COLOURS = {0: "#0072B2", 25: "#009E73", 50: "#E69F00", 100: "#D55E00"}
 CURVE_LABELS = {
     "psnr_db": "reconstruction PSNR (dB)",
     "perplexity": "codes in use (perplexity)",
-    "all_masked_nll": "next frame from the history alone (nats per token)",
+    "all_masked_nll": "next frame, all masked\n(nats per token)",
 }
 
 
@@ -51,9 +52,15 @@ def training_curve(steps: Floats, values: Floats, stage: str, key: str) -> bytes
     """One logged number of a training stage over its steps, with a running mean."""
     figure, axes = _figure(3.9, 2.5)
     axes.plot(steps, values, color=COLOURS[0], alpha=0.3, linewidth=0.8)
+    if 0 < values.min() < values.max() / 10:
+        axes.set_yscale("log")  # or the first steps hide the last ones
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     window = max(1, len(values) // 30)
     axes.plot(steps, running_mean(values, window), color=COLOURS[0], linewidth=1.6)
     axes.set(xlabel="optimiser step", ylabel=CURVE_LABELS.get(key, key.replace("_", " ")), title=f"{stage}: {key}")
+    _plain(axes)
     return png(figure)
 
 
@@ -78,7 +85,7 @@ def reward_curves(curves: Mapping[int, Floats], task: str) -> bytes:
     Thin lines are single recordings, thick ones their mean, the band one standard deviation over the recordings. The
     mean ends where fewer than half of them go on.
     """
-    figure, axes = _figure(3.9, 2.9)
+    figure, axes = _figure(3.9, 3.3)
     for quality, values in sorted(curves.items(), reverse=True):
         colour = QUALITY_COLOURS.get(quality, COLOURS[-1])
         smooth = running_mean(values, SMOOTHING_FRAMES)
@@ -93,7 +100,8 @@ def reward_curves(curves: Mapping[int, Floats], task: str) -> bytes:
         label = "expert" if quality == 0 else f"{quality} % random"
         axes.plot(frames, mean, color=colour, linewidth=1.8, label=f"{label} (n {len(values)})")
     axes.set(xlabel="frame", ylabel=f"reward, standardised\n(mean of {SMOOTHING_FRAMES} frames)", title=task)
-    axes.legend(fontsize=7, loc="best", framealpha=0.6)
+    _plain(axes)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
     return png(figure)
 
 
@@ -112,8 +120,9 @@ def auroc_chart(cells: Mapping[str, Mapping[str, Mapping[str, Any] | None]], tit
             shown.add(label)
     axes.axvline(0.5, color="0.5", linewidth=1, linestyle=":")
     axes.set(xlabel="AUROC with 95 % interval (0.5 is chance)", title=title, xlim=(-0.02, 1.02))
-    axes.set_yticks(range(len(cells)), list(cells))
+    axes.set_yticks(range(len(cells)), list(cells), parse_math=False)
     axes.set_ylim(len(cells) - 0.4, -0.6)
+    _plain(axes)
     figure.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
     return png(figure)
 
@@ -129,8 +138,7 @@ def score_figure(seconds: Floats, value: Floats, stderr: Floats, title: str) -> 
     bottom.plot(seconds, np.cumsum(np.nan_to_num(value)), color=COLOURS[3], linewidth=1.4)
     top.set_ylabel("reward per frame\n(standardised)")
     bottom.set(xlabel="time (s)", ylabel="cumulative reward")
-    # A title is a name from outside: "$" would start a formula.
-    top.set_title(title.replace("$", r"\$"), fontsize=9)
+    top.set_title(title)
     for axes in (top, bottom):
         _plain(axes)
     return png(figure)
@@ -144,8 +152,7 @@ def reward_strip(value: Floats, *, width_px: int, height_px: int) -> tuple[NDArr
     axes.plot(frames, value, color=COLOURS[0], linewidth=1.2)
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.set(xlim=(-0.5, max(len(value) - 0.5, 0.5)))
-    axes.set_xlabel("frame", fontsize=7)
-    axes.set_ylabel("reward (standardised)", fontsize=7)
+    axes.set(xlabel="frame", ylabel="reward (s.d.)")
     _plain(axes)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -156,16 +163,16 @@ def reward_strip(value: Floats, *, width_px: int, height_px: int) -> tuple[NDArr
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of ``width`` x ``height`` inches with one plot."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    axes.set_title("", fontsize=9)
-    _plain(axes)
-    return figure, axes
+    return figure, figure.subplots()
 
 
 def _plain(axes: Axes) -> None:
+    """The common style; called once labels and title are set."""
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     axes.xaxis.label.set_fontsize(8)
     axes.yaxis.label.set_fontsize(8)
     axes.title.set_fontsize(9)
+    for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+        text.set_parse_math(False)  # names from outside may hold a "$"

@@ -25,6 +25,7 @@ from dr_core.study.discrimination import EXAMPLES, FORMAT, LEVELS, RESULTS, TRIV
 
 METRICS = "metrics.jsonl"
 GENERATOR = '<meta name="generator" content="dr report">'
+ROW_LABELS = {"original": "real", "reconstruction": "codec", "next": "real next", "imagined": "imagined"}
 STATES = {"met": "met", "missed": "missed", "not measured": "open"}
 
 _STYLE = """
@@ -158,8 +159,8 @@ def _training(run: Path) -> str:
             picture = plots.training_curve(steps, values, stage, key)
             figures.append(_figure(picture, f"{stage}: {key} over the optimiser steps"))
     return f'<div class="grid">{"".join(figures)}</div>' + _caption(
-        "Thin: every step. Thick: running mean. PSNR: how close reconstructed frames are, higher is better; 25 dB loses "
-        "small parts, 35 dB hardly shows. Perplexity: how many codes are really in use."
+        "Thin: every step. Thick: running mean. PSNR: how close reconstructed frames are; at 25 dB small parts "
+        "are lost, at 35 dB it hardly shows. Perplexity: how many codes are really in use."
     )
 
 
@@ -172,7 +173,7 @@ def _pictures(
     parts = []
     for entry in results["examples"]["frames"]:
         number, later = entry["number"], entry["spacing"] if first == "next" else 0
-        rows = {label: examples[f"{label}_{number}"] for label in (first, second)}
+        rows = {ROW_LABELS[name]: examples[f"{name}_{number}"] for name in (first, second)}
         kind = "seen" if entry["seen"] else "unseen"
         columns = [f"frame {frame + later}" for frame in entry["frames"]]
         text = f"{entry['task']} ({kind} in training), {entry['path']}"
@@ -182,8 +183,8 @@ def _pictures(
     explained = {
         "original": "Above the frames, below what is left of them after the codec. What is missing below, the reward "
         "cannot see.",
-        "next": "Above the frames that came, below those the video model draws as an expert's next frame from the frames "
-        "before them.",
+        "next": "Above the frames that came, below what the video model draws as an expert's next frame, given "
+        "the frames before it.",
     }
     return _caption(explained[first]) + "".join(parts)
 
@@ -210,11 +211,11 @@ def _tables(run: Path, results: Mapping[str, Any] | None) -> str:
         return _no_study(run)
     parts = [
         _caption(
-            "AUROC: how often an expert episode scores above one of the other kind; 0.5 is chance, 1 always, below 0.5 "
-            "the reward prefers the other kind. P: the same for an expert episode and a control made of its own frames. "
-            "Kendall tau: order over all four levels, -1 to 1. VOC: rank correlation of the summed reward with time. In "
-            f"brackets: 95 % bootstrap interval over episodes ({results['resamples']} resamples), too narrow for few "
-            "episodes. n: episodes compared. tokens_changed and codec_psnr are trivial scores that a reward has to beat."
+            "AUROC: how often an expert episode scores above one of the other kind; 0.5 is chance, 1 always, below "
+            "0.5 the reward prefers the other kind. P: the same for an expert episode and a control made of its own "
+            "frames. Kendall tau: order over all four levels, -1 to 1. VOC: rank correlation of the summed reward with "
+            f"time. In brackets: 95 % bootstrap interval over episodes ({results['resamples']} resamples), too narrow "
+            "for few episodes. n: episodes compared. tokens_changed and codec_psnr are trivial scores, to be beaten."
         )
     ]
     for block, own in results["blocks"].items():

@@ -144,15 +144,15 @@ def table(scored: Scored, estimator: str, model_hash: str) -> pd.DataFrame:
     frames = len(episode.frames)
     return pd.DataFrame(
         {
-            "episode": pd.Series([str(episode.path)] * frames, dtype="str"),
+            "episode": str(episode.path),
             "frame": np.arange(frames),
             "stamp_ns": episode.stamps_ns,
             "value": reward.value,
             "raw": reward.raw,
             "stderr": reward.stderr,
             "valid": reward.valid,
-            "estimator": pd.Series([estimator] * frames, dtype="str"),
-            "model_hash": pd.Series([model_hash] * frames, dtype="str"),
+            "estimator": estimator,
+            "model_hash": model_hash,
             "seed": pd.array([episode.metadata.seed] * frames, dtype="Int64"),
         }
     )
