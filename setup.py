@@ -41,9 +41,7 @@ setup(
     maintainer_email="maintainers@dr-core.example",
     python_requires=">=3.10",
     # dr_core is where setuptools looks anyway; colcon --symlink-install refuses a mapping onto itself.
-    package_dir={
-        name: f"{PACKAGE_ROOTS[name]}/{name}" for name in packages if name != NAME and packages[name]
-    },
+    package_dir={name: f"{PACKAGE_ROOTS[name]}/{name}" for name in packages if name != NAME and packages[name]},
     packages=[package for found in packages.values() for package in found],
     package_data={"dr_core": ["py.typed"]},
     data_files=data_files(),

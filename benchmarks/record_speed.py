@@ -40,9 +40,7 @@ def metaworld_steps_per_s(task: str, steps: int) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         benchmark = metaworld.MT1(f"{task}-v3", seed=0)
-        env = benchmark.train_classes[f"{task}-v3"](
-            render_mode="rgb_array", camera_name="corner4", width=64, height=64
-        )
+        env = benchmark.train_classes[f"{task}-v3"](render_mode="rgb_array", camera_name="corner4", width=64, height=64)
     env.set_task(benchmark.train_tasks[0])
     expert = make_expert(task)
     observation, _ = env.reset()

@@ -157,7 +157,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         file = path / name
         if Path(name).name != name or file.is_symlink() or not file.is_file():
             raise CheckpointError(
-                str(file), expected="a plain file named in the manifest", found="none", next_step="copy it again whole"
+                str(path / MANIFEST),
+                expected="the names of plain files beside it",
+                found=f"{name!r}, which is missing or no such file",
+                next_step="copy the checkpoint again whole",
             )
         found = sha256_file(file)
         if found != expected:

@@ -115,6 +115,7 @@ def _paper() -> TrainRewardConfig:
             learning_rate=4.5e-4,
             warmup_steps=5000,
             schedule="plateau",
+            clip_norm=0.5,
             all_masked_share=0.0,
             distorted_share=0.0,
         ),

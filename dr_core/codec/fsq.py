@@ -20,7 +20,7 @@ class FSQConfig:
 
     levels: tuple[int, ...] = (8, 8, 8)
     """Integer levels of each latent channel; their product is the number of codes."""
-    channels: int = 64
+    channels: int = 48
     """Width at 16×16; the 8×8 stage has twice as many."""
     blocks: int = 1
     """Residual blocks per stage."""

@@ -24,7 +24,7 @@ from dr_core.seeding import numpy_generator
 class CodecTraining:
     """How the codec is trained."""
 
-    steps: int = 700
+    steps: int = 900
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 50

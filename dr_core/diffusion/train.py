@@ -28,7 +28,7 @@ from dr_core.training import ExponentialAverage
 class VideoTraining:
     """How the video model is trained."""
 
-    steps: int = 900
+    steps: int = 800
     batch_size: int = 32
     """Transitions a step; half of them background where there is one."""
     learning_rate: float = 1.5e-3
@@ -37,17 +37,17 @@ class VideoTraining:
     warmup_steps: int = 50
     schedule: Literal["cosine", "plateau"] = "cosine"
     """After the warm-up: cosine falls to 3 % at the last step; plateau halves when the loss stops falling (paper)."""
-    clip_norm: float = 0.5
+    clip_norm: float = 1.0
     """Largest gradient norm during the first ``clip_steps``."""
     clip_steps: int = 5000
     ema_decay: float = 0.99
     ema_every: int = 25
     """Steps between updates of the averaged weights."""
-    all_masked_share: float = 0.5
+    all_masked_share: float = 0.9
     """Share of the batch at the last timestep with every token masked, where the one-call rewards look."""
     auxiliary_weight: float = 1e-3
     """Weight of -log p(x_start | x_t)."""
-    distorted_share: float = 0.4
+    distorted_share: float = 0.1
     """Share of the background that is made by distorting time: reversed, shuffled, still, or double speed."""
 
     def __post_init__(self) -> None:

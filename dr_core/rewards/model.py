@@ -33,7 +33,7 @@ from dr_core.rewards.likelihood import one_pass_likelihood, ratio
 from dr_core.seeding import generator, generator_on
 from dr_core.types import Reward
 
-ENCODE_BATCH = 64
+ENCODE_BATCH = 32
 SCORE_BATCH = 128
 
 
@@ -222,17 +222,30 @@ class RewardModel:
         )
 
     def score_tokens(
-        self, clips: Sequence[NDArray[np.int64]], *, estimator: str | None = None, task: str | None = None
+        self,
+        clips: Sequence[NDArray[np.int64]],
+        *,
+        estimator: str | None = None,
+        task: str | None = None,
+        every: int = 1,
     ) -> list[ClipReward]:
-        """Rewards of clips given by their codes, each (T_i, 64); all frames of all clips are batched together."""
+        """Rewards of clips given by their codes, each (T_i, 64); all frames of all clips are batched together.
+
+        With ``every`` n > 1 only every n-th frame is computed; the others are NaN and not valid.
+        """
         settings = self.estimator(estimator)
         observed = looks_at_outcome(settings.name)
         spacing = self.config.frame_skip
-        histories = []
+        histories, computed = [], []
         for clip in clips:
             indices = history_indices(len(clip), self.config.num_history, spacing, observed=observed)
             histories.append(clip[indices].reshape(len(clip), -1))
-        raw, stderr, calls = self._estimate(settings, np.concatenate(histories), np.concatenate(list(clips)))
+            computed.append(np.arange(len(clip)) % every == every - 1)
+        chosen = np.concatenate(computed)
+        raw, stderr = np.full((2, len(chosen)), np.nan, np.float32)
+        raw[chosen], stderr[chosen], calls = self._estimate(
+            settings, np.concatenate(histories)[chosen], np.concatenate(list(clips))[chosen]
+        )
         mean, std = self.statistics(settings.name, task)
         rewards = []
         start = 0
@@ -254,16 +267,22 @@ class RewardModel:
     def _estimate(
         self, settings: EstimatorConfig, histories: NDArray[np.int64], targets: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-        """Per frame: reward and standard error in nats. histories (M, num_history·64), targets (M, 64)."""
+        """Per frame: reward and standard error in nats. histories (M, num_history·64), targets (M, 64).
+
+        The draws of sampling estimators are the same for every frame, so frames that look alike (a robot that rests)
+        are computed once.
+        """
+        questions = np.concatenate([histories, targets], 1) if looks_at_outcome(settings.name) else histories
+        _, first, inverse = np.unique(_as_rows(questions), return_index=True, return_inverse=True)
         values, errors, calls = [], [], 0
-        for start in range(0, len(histories), SCORE_BATCH):
-            history = torch.from_numpy(histories[start : start + SCORE_BATCH]).to(self.device)
-            target = torch.from_numpy(targets[start : start + SCORE_BATCH]).to(self.device)
+        for chosen in np.array_split(first, range(SCORE_BATCH, len(first), SCORE_BATCH)):
+            history = torch.from_numpy(histories[chosen]).to(self.device)
+            target = torch.from_numpy(targets[chosen]).to(self.device)
             estimate = self._estimate_batch(settings, history, target)
             values.append(estimate.value)
             errors.append(estimate.stderr)
             calls = estimate.calls
-        return torch.cat(values).cpu().numpy(), torch.cat(errors).cpu().numpy(), calls
+        return torch.cat(values).cpu().numpy()[inverse], torch.cat(errors).cpu().numpy()[inverse], calls
 
     def _estimate_batch(self, settings: EstimatorConfig, history: Tensor, target: Tensor) -> entropy.Estimate:
         diffusion, denoiser = self.networks.diffusion, self._denoiser(0)
@@ -389,6 +408,12 @@ def _in_batches(function: Callable[[Any], Tensor], items: NDArray[Any], size: in
             piece = np.concatenate([piece, np.repeat(piece[-1:], size - count, 0)])
         parts.append(function(piece)[:count].cpu().numpy())
     return np.concatenate(parts)
+
+
+def _as_rows(codes: NDArray[np.int64]) -> NDArray[np.void]:
+    """(M, N) codes → (M,) opaque rows that compare as wholes."""
+    packed = np.ascontiguousarray(codes, np.int16)
+    return packed.view(np.dtype((np.void, packed.shape[1] * packed.itemsize))).ravel()
 
 
 def _not_a_reward_model(checkpoint: Checkpoint, found: str) -> CheckpointError:

@@ -73,6 +73,8 @@ class StudyDiscrimination:
     """Estimators to compare, the one to judge first; left out: the model's own."""
     seed: int = 0
     """Seed of the bootstrap and of the shuffled clips."""
+    thin: int = 1
+    """Score only every n-th frame with the estimators after the first: the published one is slow on a CPU."""
     allow_other_camera: bool = False
     """Accept recordings made with other camera or render settings than the model's."""
     device: str = "cpu"
@@ -105,6 +107,7 @@ class StudyDiscrimination:
                     estimators=self.estimators or (model.config.estimator.name,),
                     seed=self.seed,
                     allow_other_camera=self.allow_other_camera,
+                    thin=self.thin,
                     progress=show,
                 )
             study.results["command"] = {"model": str(self.model), "device": self.device}

@@ -130,6 +130,7 @@ def run(
     estimators: Sequence[str],
     seed: int,
     allow_other_camera: bool = False,
+    thin: int = 1,
     progress: Progress = lambda what, done, total: None,
 ) -> Study:
     """Score recordings and compare.
@@ -140,6 +141,7 @@ def run(
         estimators: names of the model's estimators.
         seed: of the bootstrap, of shuffled clips and of imagined frames.
         allow_other_camera: score recordings whose render settings are not those of the model.
+        thin: the estimators after the first score every n-th frame only; the mean of a recording stays unbiased.
         progress: called with (what, done, total).
 
     Raises:
@@ -158,7 +160,7 @@ def run(
     cost: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     for name in (*estimators, *TRIVIAL):
-        scores, seconds, frames = _score(model, recordings, name, tasks, progress)
+        scores, seconds, frames = _score(model, recordings, name, tasks, 1 if name == estimators[0] else thin, progress)
         per_task[name] = {task: _measure(scores, task, seed) for task in tasks}
         pooled[name] = {block: _pool([per_task[name][task] for task in own]) for block, own in blocks.items()}
         cost[name] = 1e3 * seconds / frames
@@ -191,6 +193,7 @@ def run(
         "episodes": [{"path": str(r.path), "task": r.metadata.task, "quality": r.quality} for r in recordings],
         "left_out": left_out,
         "allow_other_camera": allow_other_camera,
+        "thin": thin,
         "examples": examples.index,
     }
     return Study(results, rows, examples.arrays)
@@ -329,7 +332,12 @@ class _Reader:
 
 
 def _score(
-    model: RewardModel, recordings: Sequence[Recording], name: str, tasks: Sequence[str], progress: Progress
+    model: RewardModel,
+    recordings: Sequence[Recording],
+    name: str,
+    tasks: Sequence[str],
+    thin: int,
+    progress: Progress,
 ) -> tuple[list[Scores], float, int]:
     """Score every clip of every recording; also the seconds it took and the frames scored."""
     scores, seconds, frames = [], 0.0, 0
@@ -337,22 +345,22 @@ def _score(
         own = [recording for recording in recordings if recording.metadata.task == task]
         clips = [clip for recording in own for clip in recording.clips.values()]
         start = time.perf_counter()
-        rewards = iter(_rewards(model, name, task, clips))
+        rewards = iter(_rewards(model, name, task, clips, thin))
         seconds += time.perf_counter() - start
-        frames += sum(len(clip.tokens) for clip in clips)
+        frames += sum(len(clip.tokens) // (1 if name in TRIVIAL else thin) for clip in clips)
         scores += [Scores(recording, {clip: next(rewards) for clip in recording.clips}) for recording in own]
         progress(f"score by {name}", done + 1, len(tasks))
     return scores, seconds, frames
 
 
-def _rewards(model: RewardModel, name: str, task: str, clips: Sequence[Clip]) -> list[Rewards]:
+def _rewards(model: RewardModel, name: str, task: str, clips: Sequence[Clip], thin: int) -> list[Rewards]:
     if name == TOKENS_CHANGED:
         changed = [(clip.tokens[1:] != clip.tokens[:-1]).sum(1).astype(np.float64) for clip in clips]
         return [Rewards(series, series) for series in (np.concatenate([[np.nan], c]) for c in changed)]
     if name == CODEC_PSNR:
         return [Rewards(clip.psnr_db, clip.psnr_db) for clip in clips]
     scored = model.score_tokens(
-        [clip.tokens for clip in clips], estimator=name, task=task if task in model.tasks else None
+        [clip.tokens for clip in clips], estimator=name, task=task if task in model.tasks else None, every=thin
     )
     return [
         Rewards(np.where(r.valid, r.raw.astype(np.float64), np.nan), np.where(r.valid, r.value, np.nan)) for r in scored
@@ -522,6 +530,8 @@ def show(results: Mapping[str, Any], console: Console) -> None:
         console.print(table)
     cost = ", ".join(f"{name} {ms:.3g}" for name, ms in results["ms_per_frame"].items())
     console.print(f"ms per frame: {cost}", markup=False, soft_wrap=True)
+    if results["thin"] > 1 and len(results["estimators"]) > 1:
+        console.print(f"{', '.join(results['estimators'][1:])}: every {results['thin']}th frame scored", markup=False)
     if left_out := results["left_out"]:
         reasons = Counter(entry["why"] for entry in left_out)
         console.print(

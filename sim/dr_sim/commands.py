@@ -52,13 +52,9 @@ class RecordExpert:
             ("workers", self.workers, 1),
         ):
             if value < low:
-                raise ConfigError(
-                    f"--{name}", expected=f"at least {low}", found=str(value), next_step="raise it"
-                )
+                raise ConfigError(f"--{name}", expected=f"at least {low}", found=str(value), next_step="raise it")
         if not self.task or not self.quality:
-            raise ConfigError(
-                "--task, --quality", expected="at least one each", found="none", next_step="name one"
-            )
+            raise ConfigError("--task, --quality", expected="at least one each", found="none", next_step="name one")
         for quality in self.quality:
             if not 0 <= quality <= 100:
                 raise ConfigError("--quality", expected="0 to 100", found=str(quality), next_step="change it")

@@ -65,9 +65,7 @@ class AdroitExpert:
                 raise ValueError("a single array")
             with archive:
                 missing = [name for name in self.ARRAYS if name not in archive.files]
-                arrays = {
-                    name: archive[name].astype(np.float32) for name in archive.files if name in self.ARRAYS
-                }
+                arrays = {name: archive[name].astype(np.float32) for name in archive.files if name in self.ARRAYS}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise self._error(path, f"an unreadable file ({error})") from error
         if missing:
@@ -117,9 +115,7 @@ class MixedPolicy:
 
     def __init__(self, expert: Expert, quality: float, action_size: int, rng: np.random.Generator) -> None:
         if not 0 <= quality <= 100:
-            raise ConfigError(
-                "quality", expected="per cent from 0 to 100", found=str(quality), next_step="change it"
-            )
+            raise ConfigError("quality", expected="per cent from 0 to 100", found=str(quality), next_step="change it")
         self._expert = expert
         self._quality = quality
         self._action_size = action_size

@@ -58,9 +58,7 @@ class MetaWorldEnv:
     ) -> None:
         self.task = resolve_task(task)
         if self.task not in METAWORLD_TASKS:
-            raise ConfigError(
-                "task", expected="a Meta-World v3 task", found=repr(task), next_step="use AdroitEnv"
-            )
+            raise ConfigError("task", expected="a Meta-World v3 task", found=repr(task), next_step="use AdroitEnv")
         self.action_repeat = default_action_repeat(self.task) if action_repeat is None else action_repeat
         self.episode_steps = episode_steps
         if self.action_repeat < 1 or not 1 <= self.action_repeat * episode_steps <= SIMULATOR_STEPS:
@@ -84,9 +82,7 @@ class MetaWorldEnv:
         self._env.seeded_rand_vec = True
         self._env._partially_observable = False
         del self._env.sawyer_observation_space
-        self._renderer = FrameRenderer(
-            self._env.model, self._env.data, RenderSettings() if render is None else render
-        )
+        self._renderer = FrameRenderer(self._env.model, self._env.data, RenderSettings() if render is None else render)
         self._raw: NDArray[np.float64] | None = None
         self._steps = 0
 

@@ -196,9 +196,7 @@ class RenderSettings:
                     f"render.{name}", expected="8 to 4096 pixels", found=str(value), next_step="change it"
                 )
         if self.msaa not in (0, 2, 4, 8):
-            raise ConfigError(
-                "render.msaa", expected="0, 2, 4 or 8", found=str(self.msaa), next_step="change it"
-            )
+            raise ConfigError("render.msaa", expected="0, 2, 4 or 8", found=str(self.msaa), next_step="change it")
         if self.supersample not in (1, 2, 4):
             found = str(self.supersample)
             raise ConfigError("render.supersample", expected="1, 2 or 4", found=found, next_step="change it")
@@ -206,8 +204,7 @@ class RenderSettings:
     def to_dict(self) -> dict[str, str]:
         """Every setting and the version of mujoco as strings, for the metadata of a recording."""
         settings = {
-            key: str(value).lower() if isinstance(value, bool) else str(value)
-            for key, value in asdict(self).items()
+            key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in asdict(self).items()
         }
         return {**settings, "mujoco": importlib.metadata.version("mujoco")}
 
@@ -229,14 +226,10 @@ class FrameRenderer:
         camera_id = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, settings.camera)
         if camera_id < 0:
             names = ", ".join(model.camera(i).name for i in range(model.ncam))
-            raise ConfigError(
-                "render.camera", expected=f"one of {names}", found=settings.camera, next_step="change it"
-            )
+            raise ConfigError("render.camera", expected=f"one of {names}", found=settings.camera, next_step="change it")
         self.settings = settings
         self._camera_id = camera_id
-        self._turned = (
-            settings.upright and float(data.cam_xmat[camera_id].reshape(3, 3)[2, 1]) < UPSIDE_DOWN_Z
-        )
+        self._turned = settings.upright and float(data.cam_xmat[camera_id].reshape(3, 3)[2, 1]) < UPSIDE_DOWN_Z
         if not settings.shadows:
             model.vis.quality.shadowsize = 0
         model.vis.quality.offsamples = settings.msaa

@@ -104,9 +104,7 @@ def test_published_constants_have_the_published_shapes() -> None:
     np.testing.assert_allclose(np.logaddexp(entries["log_ct"], entries["log_1_min_ct"]), 0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"num_timesteps": 1}, {"keep_last": 0.0}, {"mask_last": 1.0}, {"mask_first": 0.5}]
-)
+@pytest.mark.parametrize("wrong", [{"num_timesteps": 1}, {"keep_last": 0.0}, {"mask_last": 1.0}, {"mask_first": 0.5}])
 def test_impossible_schedules_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError):
         ScheduleConfig(**wrong)  # type: ignore[arg-type]
@@ -365,9 +363,7 @@ def test_one_pass_is_an_upper_bound_on_the_entropy_and_the_chain_of_one_block() 
         denoiser = JointDenoiser(joint)
         one = entropy.one_pass(diffusion, denoiser, history)
         assert -float(one.value[0]) >= reference.entropy(joint.double().numpy())
-        block = entropy.chain(
-            diffusion, denoiser, history, num_steps=1, order=torch.arange(N), generator=generator()
-        )
+        block = entropy.chain(diffusion, denoiser, history, num_steps=1, order=torch.arange(N), generator=generator())
         torch.testing.assert_close(block.value, one.value)
     independent = torch.einsum("a,b,c->abc", *torch.rand(3, K, generator=generator()).softmax(-1))
     one = entropy.one_pass(diffusion, JointDenoiser(independent), history)

@@ -49,9 +49,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> None:
     module.Say = Say  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     table = {"say": "Say", "group say": "Say", "group deep say": "Say"}
-    monkeypatch.setattr(
-        cli, "COMMANDS", {name: f"{module.__name__}:{target}" for name, target in table.items()}
-    )
+    monkeypatch.setattr(cli, "COMMANDS", {name: f"{module.__name__}:{target}" for name, target in table.items()})
     monkeypatch.setattr(
         cli.metadata,
         "entry_points",
@@ -120,9 +118,7 @@ def test_help_of_a_command_explains_its_fields(commands: None, capsys: pytest.Ca
     assert "dr group say" in out and "How often." in out and "--no-loud" not in out
 
 
-def test_overview_lists_each_command_with_its_first_line(
-    commands: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_overview_lists_each_command_with_its_first_line(commands: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^  group deep say +Say a word several times\.$", out, re.M)
@@ -162,9 +158,7 @@ def test_every_real_command_is_a_documented_dataclass(name: str) -> None:
     command = cli._load(cli.COMMANDS[name])
     assert is_dataclass(command) and callable(command.run)
     first = command.__doc__.strip().partition("\n")[0]
-    assert first and not first.startswith(f"{command.__name__}("), (
-        "dataclass signature in place of a docstring"
-    )
+    assert first and not first.startswith(f"{command.__name__}("), "dataclass signature in place of a docstring"
     with pytest.raises(SystemExit) as caught:
         cli.main([*name.split(), "--help"])
     assert caught.value.code == 0

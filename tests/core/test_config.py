@@ -269,9 +269,7 @@ optimisers = st.builds(Optimiser, lr=numbers, betas=st.tuples(numbers, numbers),
         limits=st.dictionaries(words, numbers.map(lambda x: Limit(x, x)), max_size=2),
     )
 )
-def test_what_is_written_reads_back_the_same(
-    tmp_path_factory: pytest.TempPathFactory, config: Config
-) -> None:
+def test_what_is_written_reads_back_the_same(tmp_path_factory: pytest.TempPathFactory, config: Config) -> None:
     path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
     dump_yaml(path, config)
     assert build(Config, load_yaml(path)) == config

@@ -180,9 +180,7 @@ def test_leftovers_are_reported_and_left_alone(door, tmp_path, capsys):
     job = job_at(tmp_path)
     record_episode(door, job)
     metadata = read_metadata(job.path)
-    EpisodeWriter(episode_path(tmp_path, "door-close", 0, 1), metadata).write_image(
-        1, np.zeros((8, 8, 3), np.uint8)
-    )
+    EpisodeWriter(episode_path(tmp_path, "door-close", 0, 1), metadata).write_image(1, np.zeros((8, 8, 3), np.uint8))
     leftover = tmp_path / "door-close" / "q0" / ".episode_1.recording"
     kept = {path: path.read_bytes() for path in leftover.iterdir()}
 

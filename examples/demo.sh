@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# The main job from end to end: record experts, learn a reward from their videos, measure it, write the report.
+# Each part finds what an earlier start finished, so an interrupted demo goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+data=${DATA:-data/demo}
+run=${RUN:-runs/demo}
+seen=(door-close dial-turn coffee-push)
+unseen=(drawer-open window-open)
+
+say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+
+say "1/5  record experts and, for comparison, half and wholly random behaviour"
+dr record-expert --task "${seen[@]}" --episodes 20 --out "$data/expert"
+dr record-expert --task "${seen[@]}" --quality 50 100 --episodes 12 --seed 1000 --out "$data/background"
+
+say "2/5  record test episodes of four qualities, of tasks the reward will know and of tasks it will not"
+dr record-expert --task "${seen[@]}" "${unseen[@]}" --quality 0 25 50 100 --episodes 12 --seed 2000 --out "$data/test"
+
+say "3/5  learn the reward from the videos"
+dr train-reward "$data/expert" --background "$data/background" --out "$run" --resume
+
+say "4/5  does it tell good behaviour from bad?"
+if [ ! -e "$run/study" ]; then
+    dr study discrimination --model "$run/model" --episodes "$data/test" --out "$run/study" \
+        --estimators ratio one_pass paper --thin 4
+fi
+
+say "5/5  pictures"
+if [ ! -e "$run/scores" ]; then
+    dr score "$data/test/dial-turn/q0/episode_2000" "$data/test/dial-turn/q50/episode_2000" \
+        --model "$run/model" --out "$run/scores"
+fi
+dr report "$run"
