@@ -243,9 +243,11 @@ class RewardModel:
             computed.append(np.arange(len(clip)) % every == every - 1)
         chosen = np.concatenate(computed)
         raw, stderr = np.full((2, len(chosen)), np.nan, np.float32)
-        raw[chosen], stderr[chosen], calls = self._estimate(
-            settings, np.concatenate(histories)[chosen], np.concatenate(list(clips))[chosen]
-        )
+        calls = 0
+        if chosen.any():  # clips may be shorter than ``every``
+            raw[chosen], stderr[chosen], calls = self._estimate(
+                settings, np.concatenate(histories)[chosen], np.concatenate(list(clips))[chosen]
+            )
         mean, std = self.statistics(settings.name, task)
         rewards = []
         start = 0

@@ -28,8 +28,8 @@ from dr_core.rewards.model import Networks, RewardModel
 from dr_core.training import Metrics, RunDirectory, Stage, newest_checkpoint, train
 
 CONFIG = "config.yaml"
-STATISTICS_FRAMES = 200
-"""Expert frames of each task from which an estimator's mean and spread are computed."""
+STATISTICS_FRAMES = 100
+"""Expert frames of each task from which an estimator's mean and spread are computed; the default estimator gets all."""
 
 
 def train_reward(
@@ -186,13 +186,14 @@ def _manifest(config: TrainRewardConfig, tokens: Store, networks: Networks, devi
 
 def _statistics(scorer: RewardModel, tokens: Store, estimator: str) -> dict[str, dict[str, float]]:
     """Mean and standard deviation of the raw reward over expert frames, per task and pooled ("all")."""
-    raw: dict[str, list[NDArray[np.float32]]] = {}
-    for clip in tokens.clips:
-        seen = sum(map(len, raw.get(clip.task, [])))
-        if clip.behaviour == EXPERT and seen < STATISTICS_FRAMES:
-            (reward,) = scorer.score_tokens([np.asarray(tokens.array(clip), np.int64)], estimator=estimator)
-            raw.setdefault(clip.task, []).append(reward.raw[reward.valid])
-    groups = {task: np.concatenate(parts) for task, parts in raw.items()}
+    groups: dict[str, NDArray[np.float32]] = {}
+    for task in tokens.tasks(EXPERT):
+        clips = [clip for clip in tokens.clips if clip.behaviour == EXPERT and clip.task == task]
+        frames = sum(clip.length for clip in clips)
+        every = 1 if estimator == scorer.config.estimator.name else max(1, round(frames / STATISTICS_FRAMES))
+        arrays = [np.asarray(tokens.array(clip), np.int64) for clip in clips]
+        rewards = scorer.score_tokens(arrays, estimator=estimator, every=every)
+        groups[task] = np.concatenate([reward.raw[reward.valid] for reward in rewards])
     groups["all"] = np.concatenate(list(groups.values()))
     return {
         task: {"mean": float(values.mean()), "std": float(max(values.std(), 1e-6)), "frames": len(values)}

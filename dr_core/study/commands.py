@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ class StudyDiscrimination:
                 )
             study.results["command"] = {"model": str(self.model), "device": self.device}
             discrimination.write(study, folder)
-        discrimination.show(study.results, Console())
+        # A file or a pipe has no width of its own: give the table what it needs.
+        discrimination.show(study.results, Console(width=None if sys.stdout.isatty() else 160))
         print(f"results: {self.out}")
         return 0
 

@@ -519,9 +519,8 @@ def show(results: Mapping[str, Any], console: Console) -> None:
         console.print(f"{block} tasks, mean over {len(tasks)}: {', '.join(tasks)}", markup=False, soft_wrap=True)
         lines = table_of(results, "blocks", block)
         if sum(max(map(len, column)) + 3 for column in zip(*lines, strict=True)) > console.width:
-            # On a narrow terminal n goes below the measure, and the interval below its value.
-            lines = [[f"{line[0]}\nn {line[1]}", *(c.replace(" [", "\n[") for c in line[2:])] for line in lines[1:]]
-            lines.insert(0, ["mean [95 %]\nn episodes", *results["scores"]])
+            # On a narrow terminal the intervals are left to table.csv and the report.
+            lines = [[line[0], line[1], *(cell.split(" [")[0] for cell in line[2:])] for line in lines]
         table = Table(*map(escape, lines[0]), box=box.SIMPLE_HEAD)
         for column in table.columns[1:]:
             column.no_wrap = True

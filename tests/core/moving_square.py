@@ -1,4 +1,4 @@
-"""Small episodes with structure: a bright square over a textured table; an expert carries it to a goal, others do not."""
+"""Small episodes with structure: a bright square on a textured table; experts carry it to a goal, others do not."""
 
 from __future__ import annotations
 

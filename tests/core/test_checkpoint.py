@@ -242,7 +242,7 @@ def test_training_state_is_a_mapping(checkpoint: Path) -> None:
 )
 def test_a_config_that_is_no_plain_mapping_is_refused(text: str, checkpoint: Path) -> None:
     rewrite(checkpoint, "config.yaml", text.encode())
-    with pytest.raises(UserError, match="config.yaml") as caught:
+    with pytest.raises(UserError, match=r"config\.yaml") as caught:
         load_checkpoint(checkpoint)
     assert "\n" not in str(caught.value)
 

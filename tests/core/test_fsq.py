@@ -1,4 +1,4 @@
-"""The FSQ codec: codes and levels are inverse, every code can be reached, a frame's codes depend on that frame alone."""
+"""The FSQ codec: codes and levels are inverse, every code is reachable, a frame's codes depend on that frame alone."""
 
 from __future__ import annotations
 

@@ -160,47 +160,41 @@ def test_killed_in_each_stage_and_robbed_of_its_images_it_ends_the_same(
     assert summary(out) == whole[0]
 
 
-def test_killed_at_random_instants_it_ends_the_same(
+def test_stopped_by_ctrl_c_and_then_killed_at_random_instants_it_ends_the_same(
     episodes: tuple[Path, Path], whole: tuple[Summary, float], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    rng = np.random.default_rng(3)
-    kills = 0
-    for _ in range(4):
-        resume = ["--resume"] if out.exists() else []
-        with Process(*arguments(episodes, out), *resume) as process:
-            start = time.time()
-            process.when(lambda: (out / ".lock").exists() and (not resume or _touched_since(out, start)))
-            time.sleep(rng.uniform(0, 0.6) * whole[1])
-            process.signal(signal.SIGKILL)
-            kills += process.end()[0] == -signal.SIGKILL
-    finish([*arguments(episodes, out), "--resume"])
-    assert kills >= 2
-    assert summary(out) == whole[0]
-    left = [path.name for path in out.rglob("*") if "writing" in path.name]
-    assert left == [], "nothing half written stays"
-
-
-def _touched_since(out: Path, start: float) -> bool:
-    return (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_mtime > start
-
-
-def test_ctrl_c_says_how_to_go_on(
-    episodes: tuple[Path, Path], whole: tuple[Summary, float], tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    with Process(*arguments(episodes, out)) as process:
-        process.when(lambda: any((out / "video").glob("step_*")))
+    command = arguments(episodes, out)
+    with Process(*command) as process:
+        process.when(lambda: any((out / "codec").glob("step_*")))
         process.signal(signal.SIGINT)
         status, _, err = process.end()
     assert status == 130
     assert err.startswith("dr: stopped after step ") and err.endswith("continue with --resume\n")
     assert err.count("\n") == 1
     step = int(err.split()[4])
-    assert load_checkpoint(newest_checkpoint(out / "video")).manifest["step"] == step < STEPS
-    assert sum(row["stage"] == "video" for row in read_metrics(out / "metrics.jsonl")) == step
-    finish([*arguments(episodes, out), "--resume"])
+    assert load_checkpoint(newest_checkpoint(out / "codec")).manifest["step"] == step < STEPS
+    assert len(read_metrics(out / "metrics.jsonl")) == step
+
+    command.append("--resume")
+    rng = np.random.default_rng(3)
+    kills = 0
+    for _ in range(4):
+        before = _opened_ns(out)
+        with Process(*command) as process:
+            process.when(lambda before=before: _opened_ns(out) != before)  # type: ignore[misc]
+            time.sleep(rng.uniform(0, 0.4) * whole[1])
+            process.signal(signal.SIGKILL)
+            kills += process.end()[0] == -signal.SIGKILL
+    finish(command)
+    assert kills >= 2
     assert summary(out) == whole[0]
+    assert [path for path in out.rglob("*") if "writing" in path.name] == [], "nothing half written stays"
+
+
+def _opened_ns(out: Path) -> int:
+    """Changes when a process begins to work in the directory, after its imports."""
+    return max((file.stat().st_mtime_ns for file in out.glob("tensorboard/*")), default=0)
 
 
 # ---- mistakes: in this process, before anything is trained ----

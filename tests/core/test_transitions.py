@@ -1,4 +1,4 @@
-"""Which frames a prediction is made from: against slow loops; what the video model is trained on, and how a step repeats."""
+"""Which frames a prediction is made from, against slow loops; what the video model is trained on; repeatable steps."""
 
 from __future__ import annotations
 
@@ -198,6 +198,7 @@ def test_a_restored_stage_continues_as_the_uninterrupted_one(recipe: dict[str, A
     for name, value in whole.tensors().items():
         assert torch.equal(second.tensors()[name], value), name
     assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+    assert second.plateau.state_dict() == whole.plateau.state_dict()
 
 
 def test_the_published_condition_table_keeps_its_random_start() -> None:
