@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dr: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"dr: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"dr: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
 
 

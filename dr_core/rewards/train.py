@@ -192,8 +192,11 @@ def _statistics(scorer: RewardModel, tokens: Store, estimator: str) -> dict[str,
         frames = sum(clip.length for clip in clips)
         every = 1 if estimator == scorer.config.estimator.name else max(1, round(frames / STATISTICS_FRAMES))
         arrays = [np.asarray(tokens.array(clip), np.int64) for clip in clips]
-        rewards = scorer.score_tokens(arrays, estimator=estimator, every=every)
-        groups[task] = np.concatenate([reward.raw[reward.valid] for reward in rewards])
+        for step in (every, 1):  # short episodes may have no valid n-th frame
+            rewards = scorer.score_tokens(arrays, estimator=estimator, every=step)
+            groups[task] = np.concatenate([reward.raw[reward.valid] for reward in rewards])
+            if len(groups[task]):
+                break
     groups["all"] = np.concatenate(list(groups.values()))
     return {
         task: {"mean": float(values.mean()), "std": float(max(values.std(), 1e-6)), "frames": len(values)}

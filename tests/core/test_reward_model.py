@@ -501,3 +501,15 @@ def test_a_robot_that_rests_earns_the_same_at_each_frame(name: str, model: Rewar
     value = score(model, rest, name).value
     assert (value[9:] == value[9]).all()
     assert_close(value[:6], score(model, frames, name).value, name)
+
+
+def test_frames_count_as_alike_only_if_every_code_is() -> None:
+    model = random_model(fsq=replace(tiny().fsq, levels=(8, 8, 8)))
+    codes = np.random.default_rng(0).integers(0, 256, (5, 64))
+    far, near = codes + 256, codes.copy()
+    near[-1, -1] += 1
+    together = model.score_tokens([codes, far, near], estimator="one_pass_likelihood")
+    for clip_codes, got in zip((codes, far, near), together, strict=True):
+        (alone,) = model.score_tokens([clip_codes], estimator="one_pass_likelihood")
+        np.testing.assert_allclose(got.raw, alone.raw, rtol=1e-5)
+    assert len({float(reward.raw[-1]) for reward in together}) == 3

@@ -197,6 +197,14 @@ def _opened_ns(out: Path) -> int:
     return max((file.stat().st_mtime_ns for file in out.glob("tensorboard/*")), default=0)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # ---- mistakes: in this process, before anything is trained ----
 
 
@@ -311,15 +319,19 @@ def test_clips_shorter_than_the_spacing_are_told(
     one_line(arguments(episodes, tmp_path / "run", *settings), capsys, "frame_skip")
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_many_short_episodes_have_statistics_too(
+    episodes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As with so many episodes that fewer than one frame of each is wanted.
+    monkeypatch.setattr(reward_training, "STATISTICS_FRAMES", 0.5)
+    quick = ("codec_training.steps=2", "video_training.steps=2")
+    assert cli.main(arguments(episodes, tmp_path / "run", *quick)) == 0
+    model = RewardModel.load(tmp_path / "run" / "model")
+    assert all(table["push"]["frames"] >= 1 for table in model.manifest["statistics"].values())
+
+
 # ---- other recipes ----
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")
