@@ -70,7 +70,7 @@ setup(
             "gymnasium>=1.1",
             "gymnasium-robotics>=1.4",
         ],
-        "test": ["pytest>=8", "hypothesis>=6.100", "setuptools>=70.1"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "setuptools>=70.1", "mcap-ros2-support>=0.5"],
         "dev": ["ruff>=0.6", "mypy>=1.11", "types-PyYAML"],
     },
     entry_points={

@@ -31,8 +31,6 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         paths = [str(ROOT / folder) for folder in (".", "sim", "calibration")]
         variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "160", **environment}
-        return subprocess.run(
-            [sys.executable, *arguments], env=variables, capture_output=True, text=True, timeout=300
-        )
+        return subprocess.run([sys.executable, *arguments], env=variables, capture_output=True, text=True, timeout=300)
 
     return run

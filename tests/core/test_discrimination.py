@@ -39,6 +39,7 @@ class SquareModel:
         estimator = SimpleNamespace(name="right")
         self.config = SimpleNamespace(num_history=2, frame_skip=1, estimator=estimator, image=ImageRule())
         self.tokenized = 0
+        self.every: dict[str, int] = {}
 
     def estimators(self) -> list[str]:
         return ["right", "backwards", "blind"]
@@ -56,15 +57,22 @@ class SquareModel:
         return np.roll(tokens.reshape(-1, 8, 8), 1, axis=2).reshape(-1, 64)
 
     def score_tokens(
-        self, clips: Sequence[NDArray[np.int64]], *, estimator: str | None = None, task: str | None = None
+        self,
+        clips: Sequence[NDArray[np.int64]],
+        *,
+        estimator: str | None = None,
+        task: str | None = None,
+        every: int = 1,
     ) -> list[SimpleNamespace]:
         assert task is None or task in self.tasks
+        self.every[estimator or "right"] = every
         factor = {"right": 1.0, "backwards": -1.0, "blind": 0.0}[estimator or "right"]
         rewards = []
         for clip in clips:
             grid = clip.reshape(-1, 8, 8).astype(np.float64)
             place = (grid * np.arange(8)).sum((1, 2)) / grid.sum((1, 2))
             raw = (factor * np.diff(place, prepend=np.nan)).astype(np.float32)
+            raw[np.arange(len(clip)) % every != every - 1] = np.nan
             valid = np.isfinite(raw)
             rewards.append(SimpleNamespace(value=2 * raw + 1, raw=raw, stderr=np.zeros_like(raw), valid=valid, calls=1))
         return rewards
@@ -268,9 +276,18 @@ def test_a_narrow_terminal_cuts_no_number(recordings: list[Path]) -> None:
     study = discrimination.run(SquareModel(), recordings[:20], estimators=["right"], seed=0)
     text = shown(study, width=80)
     assert "…" not in text
-    # Three scores, every measure but wrong_task, which needs a second task; the header; the lines of the verdict.
-    assert text.count("[") == 3 * (len(discrimination.MEASURES) - 1) + 1 + 5
-    assert "n 5 v 5" in text
+    # Intervals are left to the table file and the report; the header and the five lines of the verdict keep theirs.
+    assert text.count("[") == 1 + 5
+    assert "5 v 5" in text
+    assert shown(study, width=160).count("[") == 3 * (len(discrimination.MEASURES) - 1) + 1 + 5
+
+
+def test_thinned_estimators_score_every_nth_frame_and_the_first_all(recordings: list[Path]) -> None:
+    model = SquareModel()
+    study = discrimination.run(model, recordings[:20], estimators=["right", "backwards"], seed=0, thin=4)
+    assert model.every == {"right": 1, "backwards": 4}
+    assert cell(study, "right", "auroc_100")["value"] == 1 and cell(study, "backwards", "auroc_100")["value"] < 0.1
+    assert "backwards: every 4th frame scored" in shown(study)
 
 
 def test_failed_experts_and_unfinished_recordings_are_left_out_and_counted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -80,8 +81,14 @@ def test_rendering_without_mujoco_only_warns(monkeypatch: pytest.MonkeyPatch) ->
     assert check.status == "warn" and ".[sim]" in check.next_step
 
 
+def need_mujoco() -> None:
+    """Skip without MuJoCo, but do not import it: it would bind its back-end before the simulator chooses one."""
+    if importlib.util.find_spec("mujoco") is None:
+        pytest.skip("mujoco is not installed")
+
+
 def works(backend: str) -> Check:
-    pytest.importorskip("mujoco")
+    need_mujoco()
     check = doctor.check_rendering([backend])
     if check.status != "ok":
         pytest.skip(f"{backend} does not render here: {check.found}")
@@ -94,7 +101,7 @@ def test_a_back_end_that_works_is_found(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_without_any_back_end_the_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mujoco")
+    need_mujoco()
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     for name, value in NO_EGL.items():
         monkeypatch.setenv(name, value)

@@ -53,7 +53,12 @@ class StillModel:
         return tokens
 
     def score_tokens(
-        self, clips: Sequence[NDArray[np.int64]], *, estimator: str | None = None, task: str | None = None
+        self,
+        clips: Sequence[NDArray[np.int64]],
+        *,
+        estimator: str | None = None,
+        task: str | None = None,
+        every: int = 1,
     ) -> list[SimpleNamespace]:
         means = [clip.mean(1).astype(np.float32) for clip in clips]
         return [SimpleNamespace(value=m, raw=m, stderr=0 * m, valid=np.isfinite(m), calls=1) for m in means]

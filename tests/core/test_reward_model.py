@@ -246,9 +246,7 @@ def test_score_takes_a_batch_of_clips(model: RewardModel) -> None:
 
 
 @pytest.mark.parametrize("name", ["ratio", "one_pass"])
-def test_a_bag_its_lossless_video_and_pushed_frames_score_alike(
-    name: str, model: RewardModel, tmp_path: Path
-) -> None:
+def test_a_bag_its_lossless_video_and_pushed_frames_score_alike(name: str, model: RewardModel, tmp_path: Path) -> None:
     frames = clip()
     bag = record(tmp_path / "bag", frames)
     assert cli.main(["bag", "export", str(bag), "--out", str(tmp_path / "push" / "x.mp4")]) == 0

@@ -43,7 +43,12 @@ class BrightnessModel:
         return frames.reshape(len(frames), 8, 8, 8, 8, 3).mean((2, 4, 5)).astype(np.int64).reshape(len(frames), 64)
 
     def score_tokens(
-        self, clips: Sequence[NDArray[np.int64]], *, estimator: str | None = None, task: str | None = None
+        self,
+        clips: Sequence[NDArray[np.int64]],
+        *,
+        estimator: str | None = None,
+        task: str | None = None,
+        every: int = 1,
     ) -> list[SimpleNamespace]:
         [clip] = clips
         raw = clip.mean(1).astype(np.float32)
