@@ -23,11 +23,10 @@ from typing import Any
 
 import safetensors
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dr_core.config import load_yaml
+from dr_core.config import dump_yaml, load_yaml
 from dr_core.errors import CheckpointError, OutputInUseError
 
 FORMAT = 1
@@ -78,7 +77,8 @@ def git_commit() -> str:
         return "unknown"
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file or directory is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -114,7 +114,7 @@ def save_checkpoint(
     temporary.mkdir(parents=True)
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / MODEL)
-        (temporary / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        dump_yaml(temporary / CONFIG, config)
         if training is not None:
             torch.save(dict(training), temporary / TRAINING)
         record = {
@@ -131,10 +131,10 @@ def save_checkpoint(
         }
         (temporary / MANIFEST).write_text(json.dumps(record, indent=2), encoding="utf-8")
         for file in temporary.iterdir():
-            _fsync(file)
-        _fsync(temporary)
+            fsync(file)
+        fsync(temporary)
         temporary.rename(path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -83,10 +83,10 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
     return value
 
 
-def dump_yaml(path: Path | str, instance: Any) -> None:
-    """Write a configuration dataclass so that `build(type(instance), load_yaml(path))` equals it."""
-    # PyYAML escapes what is not ASCII; unescaped, U+0085 would come back as a space.
-    Path(path).write_text(yaml.safe_dump(to_mapping(instance), sort_keys=False), encoding="ascii")
+def dump_yaml(path: Path | str, mapping: Mapping[str, Any]) -> None:
+    """Write plain values, for example those of `to_mapping`, so that `load_yaml` gives them back."""
+    # ASCII only: PyYAML's reader turns some characters, such as U+0085, into spaces.
+    Path(path).write_text(yaml.safe_dump(dict(mapping), sort_keys=False), encoding="utf-8")
 
 
 def build(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:

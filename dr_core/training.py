@@ -268,7 +268,8 @@ class ExponentialAverage:
         """Call after each optimiser step; ``step`` counts from 1."""
         if step % self.every:
             return
-        decay = min(self.decay, step / (step + 10 * self.every))
+        updates = step // self.every - 1  # the first update copies: nothing of the random start stays
+        decay = min(self.decay, updates / (updates + 10))
         for name, value in module.state_dict().items():
             if value.is_floating_point():
                 self.shadow[name].lerp_(value, 1 - decay)

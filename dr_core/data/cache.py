@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dr_core.data.episodes import read_episode
+from dr_core.checkpoint import fsync
+from dr_core.data.episodes import UNKNOWN_OPERATOR, read_episode
 from dr_core.data.images import ImageRule
 from dr_core.errors import BagError
 
@@ -77,6 +78,8 @@ def _write_store(path: Path, data: NDArray[np.generic], clips: Sequence[Clip], s
     np.save(temporary / _ARRAY, data, allow_pickle=False)
     index = {"clips": [asdict(clip) for clip in clips], "sha256": sha256, "render": render}
     (temporary / _INDEX).write_text(json.dumps(index), encoding="utf-8")
+    for file in (temporary / _ARRAY, temporary / _INDEX, temporary):
+        fsync(file)
     temporary.rename(path)
     return open_store(path)
 
@@ -107,13 +110,15 @@ def frame_store(
     start = 0
     for done, (behaviour, source) in enumerate(sources):
         episode = read_episode(source, rule=rule)
-        if render is None:
-            render, first = episode.metadata.render, source
-        elif episode.metadata.render != render:
+        own = episode.metadata.render
+        known = episode.metadata.operator != UNKNOWN_OPERATOR  # a plain video does not say how it was made
+        if known and render is None:
+            render, first = own, source
+        if known and own != render:
             raise BagError(
                 str(source),
                 expected=f"the camera and render quality of {first}: {render}",
-                found=str(episode.metadata.render),
+                found=str(own),
                 next_step="train on episodes recorded alike",
             )
         length = len(episode.frames)

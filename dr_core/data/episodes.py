@@ -48,6 +48,8 @@ IMAGE_TOPIC = "/camera/color/image_raw"
 JOINT_TOPIC = "/joint_states"
 ACTION_TOPIC = "/action"
 EPISODE_TOPIC = "/episode"
+UNKNOWN_OPERATOR = "unknown"
+"""Operator of an episode whose recorder wrote no metadata: how it ended is not known either."""
 
 
 @dataclass(frozen=True)
@@ -462,7 +464,7 @@ def unknown_metadata(path: Path, outcome: Outcome, rate_hz: float) -> EpisodeMet
     return EpisodeMetadata(
         task=path.resolve().parent.name,
         outcome=outcome,
-        operator="unknown",
+        operator=UNKNOWN_OPERATOR,
         camera="",
         camera_serial="",
         quality=None,

@@ -5,8 +5,8 @@ Every part is finished once and found again by the next start, so a run that was
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,16 @@ from rich.console import Console
 from dr_core.checkpoint import load_checkpoint, load_weights, remove_unfinished
 from dr_core.codec.fsq import FSQCodec
 from dr_core.codec.train import FSQStage, VQGANStage
-from dr_core.config import build, dump_yaml, load_yaml, to_mapping
+from dr_core.config import dump_yaml, load_yaml, to_mapping
 from dr_core.data.cache import BACKGROUND, EXPERT, Store, frame_store, token_store
-from dr_core.data.episodes import find_episodes
+from dr_core.data.episodes import UNKNOWN_OPERATOR, find_episodes, read_metadata
 from dr_core.diffusion.train import TransitionSampler, VideoStage
 from dr_core.errors import ConfigError, UserError
 from dr_core.presets import TrainRewardConfig
 from dr_core.rewards.model import Networks, RewardModel
 from dr_core.training import Metrics, RunDirectory, Stage, newest_checkpoint, train
 
-CONFIG = "config.yaml"
+CONFIG, SOURCES = "config.yaml", "sources.yaml"
 STATISTICS_FRAMES = 100
 """Expert frames of each task from which an estimator's mean and spread are computed; the default estimator gets all."""
 
@@ -66,21 +66,16 @@ def train_reward(
             next_step="give --background PATH, or train an entropy reward with "
             "--set model.background=false model.estimator.name=one_pass",
         )
+    sources = {"experts": [str(path) for path in experts], "background": [str(path) for path in background]}
     if not (out / "tokens").exists():  # from then on no episode is read
-        experts, background = find_episodes(experts), find_episodes(background)
-        if not experts:
-            raise UserError(
-                "expert episodes",
-                expected="recordings of a task done well",
-                found="none",
-                next_step="name them, or directories of them",
-            )
+        experts, background = _successful(find_episodes(experts)), find_episodes(background)
     with RunDirectory(out, resume=resume) as run:
-        _keep_config(config, run.path)
+        _keep(run.path / CONFIG, to_mapping(config), "another preset, --config or --set")
+        _keep(run.path / SOURCES, sources, "other episodes")
         remove_unfinished(run.path)
         model = run.path / "model"
         if model.exists():
-            Console().print(f"{model} is complete; nothing to do")
+            Console().print(f"{model} is complete; nothing to do", markup=False)
             return model
         metrics = Metrics(run.path)
         try:
@@ -92,18 +87,39 @@ def train_reward(
     return model
 
 
-def _keep_config(config: TrainRewardConfig, out: Path) -> None:
-    """Write the configuration of a new run; refuse to continue a run under another one."""
-    file = out / CONFIG
+def _successful(experts: Sequence[Path]) -> list[Path]:
+    """The expert episodes that ended well, and those whose recorder did not say how they ended.
+
+    Raises:
+        UserError: there are none.
+    """
+    metadata = {path: read_metadata(path) for path in experts}
+    chosen = [path for path, m in metadata.items() if m.outcome == "success" or m.operator == UNKNOWN_OPERATOR]
+    left_out = Counter(metadata[path].outcome for path in experts if path not in chosen)
+    found = ", ".join(f"{count} of outcome {outcome}" for outcome, count in left_out.items())
+    if not chosen:
+        raise UserError(
+            "expert episodes",
+            expected="recordings of a task done well",
+            found=found or "none",
+            next_step="name recordings of outcome success, or directories of them",
+        )
+    if left_out:
+        Console().print(f"expert episodes left out: {found}")
+    return chosen
+
+
+def _keep(file: Path, mapping: dict[str, Any], otherwise: str) -> None:
+    """Write what a new run is started with; refuse to continue a run with something else."""
     if not file.exists():
         temporary = file.with_suffix(".tmp")
-        dump_yaml(temporary, config)
+        dump_yaml(temporary, mapping)
         temporary.replace(file)
-    elif build(TrainRewardConfig, load_yaml(file)) != config:
+    elif load_yaml(file) != mapping:
         raise ConfigError(
             str(file),
-            expected="the configuration this run was started with",
-            found="another preset, --config or --set",
+            expected="what this run was started with",
+            found=otherwise,
             next_step="repeat the options of the first start, or give another --out",
         )
 
@@ -158,7 +174,7 @@ def _train(
     with console.status("computing statistics on the expert videos"):
         manifest = _manifest(config, tokens, networks, device)
     RewardModel(config.model, networks, manifest, device).save(out / "model")
-    console.print(f"reward model: {out / 'model'}")
+    console.print(f"reward model: {out / 'model'}", markup=False)
 
 
 def _manifest(config: TrainRewardConfig, tokens: Store, networks: Networks, device: str) -> dict[str, Any]:
@@ -177,7 +193,7 @@ def _manifest(config: TrainRewardConfig, tokens: Store, networks: Networks, devi
         "render": tokens.render,
         "dataset_sha256": tokens.sha256,
         "training_seeds": seeds,
-        "training": to_mapping(replace(config)),
+        "training": to_mapping(config),
     }
     scorer = RewardModel(config.model, networks, facts, device)
     facts["statistics"] = {name: _statistics(scorer, tokens, name) for name in scorer.estimators()}

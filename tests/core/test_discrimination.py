@@ -286,7 +286,7 @@ def test_thinned_estimators_score_every_nth_frame_and_the_first_all(recordings: 
     model = SquareModel()
     study = discrimination.run(model, recordings[:20], estimators=["right", "backwards"], seed=0, thin=4)
     assert model.every == {"right": 1, "backwards": 4}
-    assert cell(study, "right", "auroc_100")["value"] == 1 and cell(study, "backwards", "auroc_100")["value"] < 0.1
+    assert cell(study, "right", "auroc_100")["value"] == 1 and cell(study, "backwards", "auroc_100")["value"] < 0.2
     assert "backwards: every 4th frame scored" in shown(study)
 
 

@@ -23,6 +23,7 @@ from dr_core.checkpoint import load_checkpoint
 from dr_core.codec.vqgan import VQGANConfig
 from dr_core.config import override
 from dr_core.data.cache import open_store
+from dr_core.data.video import write_video
 from dr_core.diffusion.denoiser import CrossAttentionConfig
 from dr_core.errors import OutputInUseError
 from dr_core.presets import PRESETS
@@ -288,7 +289,7 @@ def test_a_config_file_and_single_settings_add_up(
         assert line in config
     # The same run again, but not quite.
     for more in (["--set", "seed=7"], ["--config", str(tmp_path / "my.yaml"), "--set", "seed=6"]):
-        one_line([*command, "--resume", *more], capsys, "configuration this run was started with")
+        one_line([*command, "--resume", *more], capsys, "what this run was started with", "another preset")
 
 
 @pytest.mark.usefixtures("no_training")
@@ -310,6 +311,34 @@ def test_without_experts_there_is_nothing_to_learn(
     command[1:2] = [] if which == "none" else [str(tmp_path / which)]
     one_line(command, capsys, "expected")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_run_is_not_continued_with_other_episodes(
+    episodes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(episodes, tmp_path / "run")
+    with pytest.raises(AssertionError, match="training began"):
+        cli.main(command)
+    other = record(tmp_path / "other", moving_square(5, expert=True, length=8))
+    one_line([*command[:2], str(other), *command[2:], "--resume"], capsys, "other episodes", "sources.yaml")
+
+
+def test_experts_that_failed_are_left_out_but_recordings_without_metadata_are_trusted(
+    episodes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = record(tmp_path / "failed", moving_square(5, expert=False, length=8), expert=False)
+    video = tmp_path / "push" / "own.mp4"
+    video.parent.mkdir()
+    write_video(video, moving_square(6, expert=True, length=8), 10.0, lossless=True)
+    command = arguments(episodes, tmp_path / "run", "codec_training.steps=2", "video_training.steps=2")
+    assert cli.main([*command[:2], str(failed), str(video), *command[2:]]) == 0
+    assert "left out: 1 of outcome failure" in capsys.readouterr().out
+    clips = open_store(tmp_path / "run" / "tokens").clips
+    sources = {clip.source for clip in clips if clip.behaviour == "expert"}
+    assert str(video) in sources and str(failed) not in sources
+    command = arguments((failed, episodes[1]), tmp_path / "other")
+    one_line(command, capsys, "1 of outcome failure")
 
 
 def test_clips_shorter_than_the_spacing_are_told(
@@ -347,7 +376,7 @@ def test_the_published_recipe_trains_at_a_small_size(episodes: tuple[Path, Path]
         replace(preset, model=model),
         {
             "codec_training": {"steps": 2, "batch_size": 2, "vqgan_loss": {"adversarial_start": 1}},
-            "video_training": {"steps": 3, "batch_size": 4, "warmup_steps": 1},
+            "video_training": {"steps": 3, "batch_size": 4, "warmup_steps": 1, "ema_every": 1},
         },
     )
     out = train_reward(config, [episodes[0]], [], tmp_path / "run", resume=False)

@@ -302,7 +302,8 @@ def test_the_average_is_that_of_a_slow_loop_and_survives_a_restart() -> None:
             module.weight.copy_(torch.from_numpy(values[step])[None])
         average.update(module, step)
         if step % 2 == 0:
-            decay = min(0.5, step / (step + 20))
+            earlier = step // 2 - 1
+            decay = min(0.5, earlier / (earlier + 10))
             want = decay * want + (1 - decay) * values[step]
     np.testing.assert_allclose(average.shadow["weight"].numpy()[0], want, rtol=1e-5)
 
