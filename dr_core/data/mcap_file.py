@@ -123,7 +123,7 @@ def _data_records(
     with path.open("rb") as file:
         file.seek(max(0, size - len(MCAP_MAGIC)))
         if file.read() != MCAP_MAGIC or size < 2 * len(MCAP_MAGIC):
-            on_damage(f"{path.name}: its end is missing", 0)
+            on_damage(f"{path.name}: its end is missing, all after the last whole chunk", 0)
         wanted = _chunks_with(index, topics)
         indexed = iter(wanted or ())
         position = len(MCAP_MAGIC) if wanted is None else next(indexed, size)

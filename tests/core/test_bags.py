@@ -151,12 +151,15 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_bags import METADATA, EpisodeWriter, frame
 import numpy as np
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+stop = []  # an exception raised by the handler itself could land in a destructor, which swallows it
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 with EpisodeWriter(Path(sys.argv[1]), METADATA) as writer:
     print("started", flush=True)
     for k in range(10**9):
         writer.write_image((k + 1) * 10**8, frame(k))
         writer.write_action((k + 1) * 10**8, np.array([k, 0.5]))
+        if stop:
+            sys.exit(0)
 """
 
 
