@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from dr_core.config import dump_yaml, load_yaml
 from dr_core.errors import CheckpointError, OutputInUseError
+from dr_core.files import fsync
 
 FORMAT = 1
 MODEL, CONFIG, MANIFEST, TRAINING = "model.safetensors", "config.yaml", "manifest.json", "training.pt"
@@ -75,15 +76,6 @@ def git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-def fsync(path: Path) -> None:
-    """Wait until a file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_checkpoint(

@@ -7,10 +7,8 @@ exactly.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 import shutil
 import signal
 import time
@@ -26,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from dr_core.checkpoint import MANIFEST, load_checkpoint, load_weights, remove_unfinished, save_checkpoint
-from dr_core.errors import CheckpointError, OutputInUseError, UserError
+from dr_core.errors import CheckpointError, UserError
 
 METRICS = "metrics.jsonl"
 
@@ -48,49 +46,6 @@ class Stage(Protocol):
 
     def restore(self, tensors: Mapping[str, Tensor], training: Mapping[str, Any], where: Path) -> None:
         """Take back what ``tensors`` and ``training_state`` gave."""
-
-
-class RunDirectory:
-    """An output directory that one process writes at a time.
-
-    The lock is an flock: the kernel drops it when the process ends, however it ends, so a killed run can be resumed.
-    """
-
-    def __init__(self, path: Path, *, resume: bool) -> None:
-        if path.exists() and not path.is_dir():
-            raise OutputInUseError(
-                str(path), expected="an output directory", found="a file", next_step="give another --out"
-            )
-        if path.exists() and any(path.iterdir()) and not resume:
-            raise OutputInUseError(
-                str(path),
-                expected="a new or empty output directory",
-                found="files of an earlier run",
-                next_step="add --resume to continue it, or give another --out",
-            )
-        path.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self._descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._descriptor)
-            raise OutputInUseError(
-                str(path),
-                expected="an output directory no other run writes to",
-                found="a running process that holds its lock",
-                next_step="wait for it to end, or give another --out",
-            ) from error
-
-    def close(self) -> None:
-        """Let another run use the directory."""
-        os.close(self._descriptor)
-
-    def __enter__(self) -> RunDirectory:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 class Metrics:
@@ -155,7 +110,7 @@ def train(stage: Stage, run: Path, metrics: Metrics, *, log_every: int = 10, che
 
     Args:
         stage: what to train.
-        run: a directory this process holds (``RunDirectory``).
+        run: a directory this process holds (``files.run_directory``).
         metrics: where the curves go.
         log_every: steps between fetches of the losses from the device (all of them are logged).
         checkpoint_every_s: seconds between checkpoints.

@@ -13,6 +13,7 @@ from mcap.writer import Writer as McapWriter
 
 from dr_core.data.raw import Channel, repair_hint
 from dr_core.errors import BagError, OutputInUseError
+from dr_core.files import fsync
 
 # A killed recording of 64x64 images loses about five frames with this; larger images fill one chunk each.
 CHUNK_BYTES = 64 * 1024
@@ -133,11 +134,11 @@ class BagWriter:
                 yaml.dump(self._metadata(), stream, Dumper=_PlainDumper, sort_keys=False)
                 stream.flush()
                 os.fsync(stream.fileno())
-            _fsync_directory(self._building)
+            fsync(self._building)
             if os.path.lexists(self.path):
                 raise FileExistsError(f"{self.path} has appeared")
             os.rename(self._building, self.path)
-            _fsync_directory(self.path.parent)
+            fsync(self.path.parent)
         except OSError as error:
             self.abandon()
             raise self._failure(error) from error
@@ -193,11 +194,3 @@ class BagWriter:
             "ros_distro": "",
         }
         return {"rosbag2_bagfile_information": information}
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

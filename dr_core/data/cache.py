@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dr_core.checkpoint import fsync
+from dr_core.files import fsync
 from dr_core.data.episodes import UNKNOWN_OPERATOR, read_episode
 from dr_core.data.images import ImageRule
 from dr_core.errors import BagError

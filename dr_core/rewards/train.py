@@ -23,9 +23,10 @@ from dr_core.data.cache import BACKGROUND, EXPERT, Store, frame_store, token_sto
 from dr_core.data.episodes import UNKNOWN_OPERATOR, find_episodes, read_metadata
 from dr_core.diffusion.train import TransitionSampler, VideoStage
 from dr_core.errors import ConfigError, UserError
+from dr_core.files import run_directory
 from dr_core.presets import TrainRewardConfig
 from dr_core.rewards.model import Networks, RewardModel
-from dr_core.training import Metrics, RunDirectory, Stage, newest_checkpoint, train
+from dr_core.training import Metrics, Stage, newest_checkpoint, train
 
 CONFIG, SOURCES = "config.yaml", "sources.yaml"
 STATISTICS_FRAMES = 100
@@ -69,17 +70,17 @@ def train_reward(
     sources = {"experts": [str(path) for path in experts], "background": [str(path) for path in background]}
     if not (out / "tokens").exists():  # from then on no episode is read
         experts, background = _successful(find_episodes(experts)), find_episodes(background)
-    with RunDirectory(out, resume=resume) as run:
-        _keep(run.path / CONFIG, to_mapping(config), "another preset, --config or --set")
-        _keep(run.path / SOURCES, sources, "other episodes")
-        remove_unfinished(run.path)
-        model = run.path / "model"
+    with run_directory(out, resume=resume):
+        _keep(out / CONFIG, to_mapping(config), "another preset, --config or --set")
+        _keep(out / SOURCES, sources, "other episodes")
+        remove_unfinished(out)
+        model = out / "model"
         if model.exists():
             Console().print(f"{model} is complete; nothing to do", markup=False)
             return model
-        metrics = Metrics(run.path)
+        metrics = Metrics(out)
         try:
-            _train(config, experts, background if config.model.background else (), run.path, metrics, device)
+            _train(config, experts, background if config.model.background else (), out, metrics, device)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(str(stop) or "stopped; continue with --resume") from None
         finally:

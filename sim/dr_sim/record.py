@@ -6,7 +6,6 @@ and write.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import multiprocessing
 import multiprocessing.connection
@@ -24,6 +23,7 @@ import numpy as np
 
 from dr_core.data.episodes import EpisodeMetadata, EpisodeWriter, read_metadata
 from dr_core.errors import OutputInUseError, UserError
+from dr_core.files import exclusive
 from dr_sim.environments import SimulatedEnvironment, make_environment, make_expert
 from dr_sim.experts import MixedPolicy
 from dr_sim.rendering import RenderSettings
@@ -117,7 +117,7 @@ def record(
         UserError: a worker died or could not write.
     """
     groups = [Group(task, quality, episodes, seed) for task in tasks for quality in qualities]
-    with _exclusive(out), _worker_pool(workers) as pool:
+    with exclusive(out), _worker_pool(workers) as pool:
         running: dict[Future[EpisodeResult], Group] = {}
 
         def advance(group: Group) -> None:
@@ -256,23 +256,6 @@ def _staged(path: Path) -> Iterator[Path]:
     yield folder / path.name
     (folder / path.name).rename(path)
     folder.rmdir()
-
-
-@contextmanager
-def _exclusive(out: Path) -> Iterator[None]:
-    """Hold the lock of `out`; the kernel drops it when the process ends, however it ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputInUseError(
-                str(out),
-                expected="an output directory no other run writes to",
-                found="a running process that holds its lock",
-                next_step="wait for it to end, or give another --out",
-            ) from error
-        yield
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from dr_core.codec.losses import VQGANLossConfig
 from dr_core.codec.train import CodecTraining, FSQStage, VQGANStage
 from dr_core.codec.vqgan import VQGAN, VQGANConfig
 from dr_core.errors import CheckpointError, OutputInUseError, UserError
+from dr_core.files import run_directory
 from dr_core.seeding import generator
-from dr_core.training import ExponentialAverage, Metrics, RunDirectory, newest_checkpoint, read_metrics, train
+from dr_core.training import ExponentialAverage, Metrics, newest_checkpoint, read_metrics, train
 from tests.core.moving_square import moving_square
 
 STEPS = 12
@@ -235,25 +236,26 @@ def test_a_torn_line_and_lines_past_the_checkpoint_are_forgotten_others_kept(tmp
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
-    with RunDirectory(out, resume=False):
+    with run_directory(out, resume=False):
         for resume, match in ((False, "--resume"), (True, "holds its lock")):
-            with pytest.raises(OutputInUseError, match=match) as caught:
-                RunDirectory(out, resume=resume)
+            with pytest.raises(OutputInUseError, match=match) as caught, run_directory(out, resume=resume):
+                pass
             assert "\n" not in str(caught.value)
-    with RunDirectory(out, resume=True) as again:
-        assert again.path == out
+    with run_directory(out, resume=True):
+        assert out.is_dir()
 
 
 def test_a_directory_with_files_needs_resume_and_a_file_is_none(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     with pytest.raises(OutputInUseError, match="add --resume"):
-        RunDirectory(tmp_path, resume=False)
+        run_directory(tmp_path, resume=False).__enter__()
     for resume in (False, True):
         with pytest.raises(OutputInUseError, match="found a file"):
-            RunDirectory(tmp_path / "precious", resume=resume)
+            run_directory(tmp_path / "precious", resume=resume).__enter__()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["precious"]
     (tmp_path / "empty").mkdir()
-    RunDirectory(tmp_path / "empty", resume=False).close()
+    with run_directory(tmp_path / "empty", resume=False):
+        pass
 
 
 # ---- the codecs' stages ----
