@@ -32,7 +32,7 @@ def exclusive(out: Path) -> Iterator[None]:
     if out.exists() and not out.is_dir():
         raise OutputInUseError(str(out), expected="an output directory", found="a file", next_step="give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
+    with (out / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
