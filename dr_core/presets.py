@@ -28,6 +28,8 @@ class EstimatorConfig:
     bound for the observed frame (the published ablation)."""
     stride: int = 10
     """paper, likelihood: timesteps between network calls."""
+    posterior: Literal["published", "exact"] = "published"
+    """paper, likelihood: published takes one step at each jump, so most masks stay until the last call; exact jumps."""
     num_samples: int = 1
     """paper: draws averaged."""
     noise: bool = True

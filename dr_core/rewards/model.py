@@ -313,6 +313,7 @@ class RewardModel:
             noise=noise,
             stride=settings.stride,
             num_samples=settings.num_samples,
+            posterior=settings.posterior,
             x_start=target if name == "likelihood" else None,
         )
 

@@ -206,7 +206,10 @@ def test_a_killed_recording_keeps_every_whole_chunk(tmp_path: Path, attempt: int
 def test_sigterm_completes_the_recording(tmp_path: Path) -> None:
     process = start_recorder(tmp_path / "e")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 0
+    try:
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()  # it would fill the disk
     assert read_metadata(tmp_path / "e").outcome == "aborted"
 
 

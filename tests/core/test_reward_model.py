@@ -23,6 +23,7 @@ from dr_core.data.images import ImageRule
 from dr_core.diffusion.train import history_indices
 from dr_core.errors import CheckpointError, ConfigError, OutputInUseError
 from dr_core.presets import PRESETS, EstimatorConfig, EstimatorName, RewardModelConfig
+from dr_core.rewards import entropy
 from dr_core.rewards.model import ClipReward, Networks, RewardModel, RewardStream, looks_at_outcome
 from dr_core.rewards.train import train_reward
 from tests.core.moving_square import moving_square, record, record_set
@@ -194,6 +195,24 @@ def test_the_cost_is_told(name: str, calls: int, model: RewardModel) -> None:
 
 
 # ---- one number, however the frames arrive ----
+
+
+def test_the_posterior_is_a_setting() -> None:
+    exact = random_model(estimator=EstimatorConfig(name="paper", posterior="exact", stride=25))
+    frames = clip(length=3)
+    codes = exact.tokenize(frames)
+    history = torch.from_numpy(codes[history_indices(3, 2, 1, observed=False)].reshape(3, -1))
+    want = entropy.paper(
+        exact.networks.diffusion,
+        exact._denoiser(0),
+        history,
+        noise=exact._common_noise(0),
+        stride=25,
+        posterior="exact",
+    )
+    np.testing.assert_allclose(score(exact, frames, "paper", None).raw, want.value.detach().numpy(), rtol=1e-4)
+    published = random_model(estimator=EstimatorConfig(name="paper", stride=25))
+    assert abs(score(published, frames, "paper", None).raw - want.value.detach().numpy()).min() > 1
 
 
 @pytest.mark.parametrize("name", NAMES)
