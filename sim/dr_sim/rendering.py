@@ -138,11 +138,17 @@ def select_backend() -> str:
     """
     chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
     if chosen:
-        if "mujoco" not in sys.modules and chosen in PROBES and not PROBES[chosen]():
+        screen = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+        found = ""
+        if chosen in PROBES and "mujoco" not in sys.modules and not PROBES[chosen]():
+            found = "none"
+        elif chosen == "glfw" and sys.platform == "linux" and not screen:
+            found = "no screen, which glfw needs"
+        if found:
             raise RenderingError(
-                f"MUJOCO_GL={chosen}",
+                f"off-screen rendering, MUJOCO_GL={chosen}",
                 expected="a library that creates an OpenGL context",
-                found="none",
+                found=found,
                 next_step=f"unset MUJOCO_GL to choose automatically, or {INSTALL_HINT}",
             )
         return chosen

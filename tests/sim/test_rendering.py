@@ -130,7 +130,12 @@ def test_no_backend_names_the_debian_packages(monkeypatch):
 def test_a_choice_of_the_user_is_kept_but_has_to_work(monkeypatch):
     hide_libraries(monkeypatch)
     monkeypatch.setenv("MUJOCO_GL", "glfw")
+    monkeypatch.setenv("DISPLAY", ":0")
     assert select_backend() == "glfw"
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(RenderingError, match="no screen"):
+        select_backend()
     monkeypatch.setenv("MUJOCO_GL", "egl")
     with pytest.raises(RenderingError, match="unset MUJOCO_GL"):
         select_backend()
@@ -173,4 +178,4 @@ def test_a_backend_without_a_screen_fails_in_one_line():
         MUJOCO_GL="glfw",
     )
     assert "off-screen rendering" in done.stdout and "libosmesa6" in done.stdout, done.stderr
-    assert done.stdout.count("\n") == 1
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
