@@ -89,6 +89,7 @@ class StudyDiscrimination:
         from dr_core.data.episodes import find_episodes
         from dr_core.rewards.model import RewardModel
         from dr_core.study import discrimination
+        from dr_core.study.tables import show
 
         with _new_directory(self.out) as folder:
             paths = find_episodes(self.episodes)
@@ -97,7 +98,7 @@ class StudyDiscrimination:
             with Progress(*columns, console=Console(stderr=True)) as progress:
                 bars = {}
 
-                def show(what: str, done: int, total: int) -> None:
+                def advance(what: str, done: int, total: int) -> None:
                     if what not in bars:
                         bars[what] = progress.add_task(what, total=total)
                     progress.update(bars[what], completed=done)
@@ -109,12 +110,12 @@ class StudyDiscrimination:
                     seed=self.seed,
                     allow_other_camera=self.allow_other_camera,
                     thin=self.thin,
-                    progress=show,
+                    progress=advance,
                 )
             study.results["command"] = {"model": str(self.model), "device": self.device}
             discrimination.write(study, folder)
         # A file or a pipe has no width of its own: give the table what it needs.
-        discrimination.show(study.results, Console(width=None if sys.stdout.isatty() else 160))
+        show(study.results, Console(width=None if sys.stdout.isatty() else 160))
         print(f"results: {self.out}")
         return 0
 

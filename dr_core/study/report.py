@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from dr_core.config import load_yaml
 from dr_core.errors import OutputInUseError, UserError
 from dr_core.study import plots
-from dr_core.study.discrimination import EXAMPLES, FORMAT, LEVELS, RESULTS, TRIVIAL, table_of, verdict_line
+from dr_core.study.discrimination import EXAMPLES, FORMAT, LEVELS, RESULTS, TRIVIAL
+from dr_core.study.tables import table_of, verdict_line
 
 METRICS = "metrics.jsonl"
 GENERATOR = '<meta name="generator" content="dr report">'

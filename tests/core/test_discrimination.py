@@ -20,7 +20,7 @@ from rich.console import Console
 from dr_core.data.episodes import EpisodeMetadata, EpisodeWriter
 from dr_core.data.images import ImageRule
 from dr_core.errors import BagError, ConfigError
-from dr_core.study import controls, discrimination
+from dr_core.study import controls, discrimination, tables
 from dr_core.study.scoring import check_camera
 
 RENDER = {"camera": "corner", "quality": "high"}
@@ -211,7 +211,7 @@ def test_the_same_seed_gives_the_same_results(recordings: list[Path]) -> None:
 
 
 def test_the_verdict_judges_the_first_estimator(recordings: list[Path], study: discrimination.Study) -> None:
-    lines = [discrimination.verdict_line(entry) for entry in study.results["verdict"]]
+    lines = [tables.verdict_line(entry) for entry in study.results["verdict"]]
     assert lines[0] == "expert vs 100 % random, seen: 1.000 [1.000, 1.000] (target >= 0.98: met)"
     assert lines[-1] == "expert above its frozen frame, seen pairs: 1.000 [1.000, 1.000] (target >= 0.95: met)"
     worse = discrimination.run(SquareModel(), recordings, estimators=["backwards"], seed=0).results["verdict"]
@@ -258,7 +258,7 @@ def test_imagined_frames_stand_beside_the_frames_that_came(study: discrimination
 
 def shown(study: discrimination.Study, width: int = 200) -> str:
     stream = StringIO()
-    discrimination.show(study.results, Console(file=stream, width=width))
+    tables.show(study.results, Console(file=stream, width=width))
     return stream.getvalue()
 
 
