@@ -182,10 +182,6 @@ class CategoricalDiffusion(nn.Module):
         cross = q_start * log_start + q_x_t * log_x_t + q_mask * log_p[..., -1] + q_rest * log_rest
         return negative_entropy - cross
 
-    def p_sample(self, p_start: Tensor, x_t: Tensor, t: Tensor, s: Tensor, uniform: Tensor | None) -> Tensor:
-        """Draw x_s (B, N) from ``posterior``; ``uniform`` as in ``sample``."""
-        return sample(self.posterior(p_start, x_t, t, s), uniform)
-
     def jumps(self, stride: int, posterior: str = "published") -> list[tuple[int, int, int]]:
         """The times visited by a reverse process with a network call every ``stride`` steps from T-1 on.
 

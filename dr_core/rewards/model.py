@@ -148,13 +148,7 @@ class RewardModel:
         """The settings of an estimator by name; None is the model's default."""
         if name is None or name == self.config.estimator.name:
             return self.config.estimator
-        if name not in self.estimators():
-            raise ConfigError(
-                f"estimator {name!r}",
-                expected=f"one of {', '.join(self.estimators())}",
-                found="a name this model cannot compute",
-                next_step="choose one of those, or train with a background for ratio",
-            )
+        check_estimator(name, self.estimators())
         return replace(self.config.estimator, name=name)  # type: ignore[arg-type]
 
     def statistics(self, estimator: str, task: str | None) -> tuple[float, float]:
@@ -389,6 +383,21 @@ class RewardStream:
         value = float(raw[0] - mean) / std
         valid = math.isfinite(value) and (self._count > spacing or not self._observed)
         return StreamReward(stamp_ns, value, float(raw[0]), float(stderr[0]) / std, valid)
+
+
+def check_estimator(name: str, usable: Sequence[str]) -> None:
+    """Refuse the name of an estimator that is not among the ``usable`` ones of a model.
+
+    Raises:
+        ConfigError: naming those.
+    """
+    if name not in usable:
+        raise ConfigError(
+            f"estimator {name!r}",
+            expected=f"one of {', '.join(usable)}",
+            found="a name this model cannot compute",
+            next_step="choose one of those, or train with a background for ratio",
+        )
 
 
 def looks_at_outcome(estimator: str) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dr_core.data.episodes import Episode, EpisodeMetadata, read_episode, read_metadata
 from dr_core.data.video import VIDEO_SUFFIXES, write_video
 from dr_core.errors import BagError, ConfigError
+from dr_core.rewards.model import check_estimator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,13 +67,7 @@ def check_estimators(model: RewardModel, names: Sequence[str]) -> None:
         ConfigError: naming those it can.
     """
     for name in names:
-        if name not in model.estimators():
-            raise ConfigError(
-                f"estimator {name!r}",
-                expected=f"one of {', '.join(model.estimators())}",
-                found="a name this model cannot compute",
-                next_step="choose one of those",
-            )
+        check_estimator(name, model.estimators())
 
 
 def score(

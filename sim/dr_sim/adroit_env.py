@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dr_core.errors import ConfigError
+from dr_sim.environment import Observation, SimulatedEnvironment
 from dr_sim.rendering import FrameRenderer, RenderSettings, select_backend
 from dr_sim.tasks import ADROIT_TASKS, default_camera, resolve_task
-
-Observation = dict[str, NDArray[Any]]
 
 HAND_JOINTS = (
     *("WRJ1", "WRJ0", "FFJ3", "FFJ2", "FFJ1", "FFJ0", "MFJ3", "MFJ2", "MFJ1", "MFJ0", "RFJ3", "RFJ2", "RFJ1"),
@@ -60,7 +58,7 @@ TASKS = {
 }
 
 
-class AdroitEnv:
+class AdroitEnv(SimulatedEnvironment):
     """One Adroit task (`AdroitHand*-v1` of gymnasium-robotics), driven at the agent's rate.
 
     `reset(seed)` draws the scene from `seed`. Actions are (A,) in [-1, 1], A = 28, 26, 24 for door, hammer,
@@ -115,58 +113,12 @@ class AdroitEnv:
         if render is None:
             render = RenderSettings(camera=default_camera(self.task))
         self._renderer = FrameRenderer(self._env.model, self._env.data, render)
-        self._raw: NDArray[np.float64] | None = None
-        self._steps = 0
-
-    @property
-    def rate_hz(self) -> float:
-        """Agent steps a second of simulated time."""
-        return 1.0 / (float(self._env.dt) * self.action_repeat)
-
-    @property
-    def expert_observation(self) -> NDArray[np.float64]:
-        """Full state observation (39,), (46,) or (45,): privileged, for trained experts only."""
-        if self._raw is None:
-            raise RuntimeError("reset() comes before expert_observation")
-        return self._raw
 
     def reset(self, seed: int) -> Observation:
         """Start the episode that belongs to `seed` (non-negative)."""
         self._raw, _ = self._env.reset(seed=seed)
         self._steps = 0
         return self._observation()
-
-    def step(self, action: NDArray[Any]) -> tuple[Observation, float, bool, dict[str, Any]]:
-        """Apply `action` (A,), clipped to [-1, 1], for `action_repeat` simulator steps.
-
-        Returns: the observation; the number of successful simulator steps; whether the episode's time is
-        over; and info with "success", True when any of the simulator steps succeeded.
-        """
-        if self._raw is None or self._steps >= self.episode_steps:
-            raise RuntimeError("the episode is over or has not begun: call reset()")
-        clipped = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
-        reward = 0.0
-        for _ in range(self.action_repeat):
-            self._raw, _, _, _, info = self._env.step(clipped)
-            reward += float(np.asarray(info["success"]).item())
-        self._steps += 1
-        return self._observation(), reward, self._steps == self.episode_steps, {"success": reward > 0}
-
-    def joint_state(self) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
-        """Names, positions and velocities (J,) of arm and hand joints; rad (`ARTz`: m) and per second."""
-        joints = [self._env.model.joint(name) for name in self._joints]
-        position = np.array([self._env.data.qpos[joint.qposadr[0]] for joint in joints])
-        velocity = np.array([self._env.data.qvel[joint.dofadr[0]] for joint in joints])
-        return self._joints, position, velocity
-
-    def camera_matrix(self) -> NDArray[np.float64]:
-        """Intrinsic matrix (3, 3) of the camera, pixels."""
-        return self._renderer.camera_matrix()
-
-    def close(self) -> None:
-        """Free the renderer and the simulator."""
-        self._renderer.close()
-        self._env.close()
 
     def _place_camera(self, spec: AdroitTask) -> None:
         """Move the published camera; the state follows the model only after `mj_forward`."""

@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from dr_core.errors import UserError
+from dr_sim.environment import SimulatedEnvironment
 from dr_sim.experts import AdroitExpert, Expert, ScriptedExpert
 from dr_sim.rendering import RenderSettings
 from dr_sim.tasks import ADROIT_TASKS, default_camera, resolve_task
-
-
-class SimulatedEnvironment(Protocol):
-    """What recorder and agent need of a simulated task. Meaning and shapes: `MetaWorldEnv`, `AdroitEnv`."""
-
-    task: str
-    action_size: int
-    episode_steps: int
-
-    @property
-    def rate_hz(self) -> float: ...
-    @property
-    def expert_observation(self) -> NDArray[np.float64]: ...
-    def reset(self, seed: int) -> dict[str, NDArray[Any]]: ...
-    def step(self, action: NDArray[Any]) -> tuple[dict[str, NDArray[Any]], float, bool, dict[str, Any]]: ...
-    def joint_state(self) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]: ...
-    def camera_matrix(self) -> NDArray[np.float64]: ...
-    def close(self) -> None: ...
 
 
 def default_render(task: str, *, size: int = 64) -> RenderSettings:

@@ -6,13 +6,11 @@ import warnings
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dr_core.errors import ConfigError
+from dr_sim.environment import Observation, SimulatedEnvironment
 from dr_sim.rendering import FrameRenderer, RenderSettings, select_backend
 from dr_sim.tasks import METAWORLD_TASKS, resolve_task
-
-Observation = dict[str, NDArray[Any]]
 
 EPISODE_STEPS = 100
 """Agent steps an episode (paper)."""
@@ -27,7 +25,7 @@ def default_action_repeat(task: str) -> int:
     return 3 if task == "assembly" else 2
 
 
-class MetaWorldEnv:
+class MetaWorldEnv(SimulatedEnvironment):
     """One Meta-World task, driven at the agent's rate.
 
     `reset(seed)` draws object and goal positions from `seed` alone, so the same seed gives the same episode
@@ -47,6 +45,7 @@ class MetaWorldEnv:
     """
 
     action_size = 4
+    _joints = JOINT_NAMES
 
     def __init__(
         self,
@@ -83,20 +82,6 @@ class MetaWorldEnv:
         self._env._partially_observable = False
         del self._env.sawyer_observation_space
         self._renderer = FrameRenderer(self._env.model, self._env.data, RenderSettings() if render is None else render)
-        self._raw: NDArray[np.float64] | None = None
-        self._steps = 0
-
-    @property
-    def rate_hz(self) -> float:
-        """Agent steps a second of simulated time."""
-        return 1.0 / (float(self._env.dt) * self.action_repeat)
-
-    @property
-    def expert_observation(self) -> NDArray[np.float64]:
-        """Meta-World's full state observation (39,), goal included: privileged, for scripted experts only."""
-        if self._raw is None:
-            raise RuntimeError("reset() comes before expert_observation")
-        return self._raw
 
     def reset(self, seed: int) -> Observation:
         """Start the episode that belongs to `seed` (non-negative)."""
@@ -115,38 +100,6 @@ class MetaWorldEnv:
         self._raw = env._get_obs()
         self._steps = 0
         return self._observation()
-
-    def step(self, action: NDArray[Any]) -> tuple[Observation, float, bool, dict[str, Any]]:
-        """Apply `action` (4,), clipped to [-1, 1], for `action_repeat` simulator steps.
-
-        Returns: the observation; the number of successful simulator steps; whether the episode's time is
-        over; and info with "success", True when any of the simulator steps succeeded.
-        """
-        if self._raw is None or self._steps >= self.episode_steps:
-            raise RuntimeError("the episode is over or has not begun: call reset()")
-        clipped = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
-        reward = 0.0
-        for _ in range(self.action_repeat):
-            self._raw, _, _, _, info = self._env.step(clipped)
-            reward += float(info["success"])
-        self._steps += 1
-        return self._observation(), reward, self._steps == self.episode_steps, {"success": reward > 0}
-
-    def joint_state(self) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
-        """Names, positions and velocities (9,) of arm and gripper joints, in rad, m and per second."""
-        joints = [self._env.model.joint(name) for name in JOINT_NAMES]
-        position = np.array([self._env.data.qpos[joint.qposadr[0]] for joint in joints])
-        velocity = np.array([self._env.data.qvel[joint.dofadr[0]] for joint in joints])
-        return JOINT_NAMES, position, velocity
-
-    def camera_matrix(self) -> NDArray[np.float64]:
-        """Intrinsic matrix (3, 3) of the camera, pixels."""
-        return self._renderer.camera_matrix()
-
-    def close(self) -> None:
-        """Free the renderer and the simulator."""
-        self._renderer.close()
-        self._env.close()
 
     def _observation(self) -> Observation:
         assert self._raw is not None

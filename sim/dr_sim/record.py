@@ -24,7 +24,8 @@ import numpy as np
 from dr_core.data.episodes import EpisodeMetadata, EpisodeWriter, read_metadata
 from dr_core.errors import OutputInUseError, UserError
 from dr_core.files import exclusive
-from dr_sim.environments import SimulatedEnvironment, make_environment, make_expert
+from dr_sim.environment import SimulatedEnvironment
+from dr_sim.environments import make_environment, make_expert
 from dr_sim.experts import MixedPolicy
 from dr_sim.rendering import RenderSettings
 from dr_sim.tasks import ADROIT_TASKS
