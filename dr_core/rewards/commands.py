@@ -1,4 +1,4 @@
-"""The command ``dr train-reward``."""
+"""Commands ``dr train-reward``, ``dr import-checkpoint`` and ``dr parity``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -27,6 +27,8 @@ class TrainReward:
     """YAML file with overrides of the preset."""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """Single overrides, for example --set video_training.steps=2000 seed=1."""
+    start: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Reward model of the same model settings to go on from: its codec is kept, its video model trained further."""
     resume: bool = False
     """Continue a run that was stopped or killed."""
     device: str = "auto"
@@ -48,10 +50,69 @@ class TrainReward:
             self.experts,
             tuple(itertools.chain(*self.background)),
             self.out,
+            start=self.start,
             resume=self.resume,
             device=choose_device(self.device),
         )
         return 0
+
+
+@dataclass(frozen=True)
+class ImportCheckpoint:
+    """Make a reward model of published Diffusion Reward weights; the files are read as tensors, never executed."""
+
+    codec: tyro.conf.Positional[Path]
+    """Published codec, vqgan.pt."""
+    video: tyro.conf.Positional[Path]
+    """Published video model, a .pth file with the entries model and, as a rule, ema."""
+    out: Path
+    """Directory of the reward model to create."""
+    experts: tuple[Path, ...] = ()
+    """Expert episodes whose rewards standardise those of their tasks; without any, rewards stay raw, in nats."""
+    device: str = "auto"
+    """Where the rewards of the experts are computed: cpu, cuda, or auto."""
+
+    def run(self) -> int:
+        """Convert; exit status 0 when the model is written."""
+        from dr_core.published import import_checkpoint
+        from dr_core.seeding import choose_device
+
+        lines = import_checkpoint(self.codec, self.video, self.out, self.experts, device=choose_device(self.device))
+        print("\n".join(lines))
+        return 0
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Recompute stored numbers of the published implementation and compare; exit status 1 when one is off."""
+
+    vectors: tyro.conf.Positional[Path]
+    """File of stored numbers (.npz); dr_core/parity.py lists its entries."""
+    salt: str
+    """What the weights of both sides are filled with; "open/" for tests/data/golden_open.npz."""
+
+    def run(self) -> int:
+        """Compare and print one line per figure."""
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from dr_core.parity import compare_vectors, read_vectors
+
+        vectors = read_vectors(self.vectors)
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("compare frames", total=None)
+            checks = compare_vectors(
+                vectors, self.salt, lambda done, total: progress.update(bar, completed=done, total=total)
+            )
+        width = max(len(check.name) for check in checks)
+        print(f"{'figure':<{width}}  {'error':>9}  tolerance")
+        for check in checks:
+            state = "ok" if check.passed else "OUT OF TOLERANCE"
+            note = f" ({check.note})" if check.note else ""
+            print(f"{check.name:<{width}}  {check.error:>9.3g}  {check.tolerance:>9.3g}  {state}{note}")
+        if vectors.unknown:
+            print(f"not compared, for their names are unknown: {', '.join(vectors.unknown)}")
+        return 0 if all(check.passed for check in checks) else 1
 
 
 def _merged(settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from dr_core.data.episodes import UNKNOWN_OPERATOR, find_episodes, read_metadata
 from dr_core.diffusion.train import TransitionSampler, VideoStage
 from dr_core.errors import ConfigError, UserError
 from dr_core.files import run_directory
-from dr_core.presets import TrainRewardConfig
+from dr_core.presets import RewardModelConfig, TrainRewardConfig
 from dr_core.rewards.model import Networks, RewardModel
 from dr_core.training import Metrics, Stage, newest_checkpoint, train
 
@@ -40,6 +40,7 @@ def train_reward(
     out: Path,
     *,
     resume: bool,
+    start: Path | None = None,
     device: str = "cpu",
 ) -> Path:
     """Train a reward model from recorded episodes.
@@ -50,6 +51,7 @@ def train_reward(
         background: the same of other behaviour; needed by the ratio reward.
         out: the run's directory.
         resume: continue the run in ``out``.
+        start: a reward model to go on from: its codec is kept as it is, and its video model is trained further.
         device: torch device.
 
     Returns:
@@ -67,12 +69,18 @@ def train_reward(
             next_step="give --background PATH, or train an entropy reward with "
             "--set model.background=false model.estimator.name=one_pass",
         )
-    sources = {"experts": [str(path) for path in experts], "background": [str(path) for path in background]}
+    sources: dict[str, Any] = {
+        "experts": [str(path) for path in experts],
+        "background": [str(path) for path in background],
+    }
+    origin = None if start is None else _same_networks(start, config.model)
+    if origin is not None:
+        sources["from"] = {"path": str(start), "model_hash": origin.model_hash}
     if not (out / "tokens").exists():  # from then on no episode is read
-        experts, background = _successful(find_episodes(experts)), find_episodes(background)
+        experts, background = successful(find_episodes(experts)), find_episodes(background)
     with run_directory(out, resume=resume):
         _keep(out / CONFIG, to_mapping(config), "another preset, --config or --set")
-        _keep(out / SOURCES, sources, "other episodes")
+        _keep(out / SOURCES, sources, "other episodes, or another model to start from")
         remove_unfinished(out)
         model = out / "model"
         if model.exists():
@@ -80,7 +88,7 @@ def train_reward(
             return model
         metrics = Metrics(out)
         try:
-            _train(config, experts, background if config.model.background else (), out, metrics, device)
+            _train(config, experts, background if config.model.background else (), origin, out, metrics, device)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(str(stop) or "stopped; continue with --resume") from None
         finally:
@@ -88,7 +96,27 @@ def train_reward(
     return model
 
 
-def _successful(experts: Sequence[Path]) -> list[Path]:
+def _same_networks(start: Path, wanted: RewardModelConfig) -> RewardModel:
+    """The model at ``start``, if its networks are those of ``wanted``; the reward taken from them may be another.
+
+    Raises:
+        CheckpointError: it is no reward model.
+        ConfigError: it has other networks.
+    """
+    model = RewardModel.load(start)
+    own, asked = to_mapping(model.config), to_mapping(wanted)
+    differing = [key for key in asked if key != "estimator" and own[key] != asked[key]]
+    if differing:
+        raise ConfigError(
+            str(start),
+            expected="a model with " + ", ".join(f"model.{key} {asked[key]}" for key in differing),
+            found=", ".join(f"{key} {own[key]}" for key in differing),
+            next_step="choose the --preset, --config and --set which that model was made with",
+        )
+    return model
+
+
+def successful(experts: Sequence[Path]) -> list[Path]:
     """The expert episodes that ended well, and those whose recorder did not say how they ended.
 
     Raises:
@@ -129,6 +157,7 @@ def _train(
     config: TrainRewardConfig,
     experts: Sequence[Path],
     background: Sequence[Path],
+    origin: RewardModel | None,
     out: Path,
     metrics: Metrics,
     device: str,
@@ -147,15 +176,19 @@ def _train(
     if not (out / "tokens").exists():
         store = frames()
         console.print(f"{len(store.clips)} episodes, {len(store.data)} frames; tasks: {', '.join(store.tasks(EXPERT))}")
-        pixels = np.asarray(store.data, np.uint8)
-        stage: Stage
-        if isinstance(networks.codec, FSQCodec):
-            stage = FSQStage(networks.codec, pixels, config.codec_training, config.seed, on)
-        else:
-            stage = VQGANStage(networks.codec, pixels, config.codec_training, config.seed, on)
-        train(stage, out, metrics, checkpoint_every_s=config.checkpoint_every_s)
-    codec = load_checkpoint(newest_checkpoint(out / "codec"))
-    load_weights(networks.codec, codec.tensors, "codec.", codec.path)
+        if origin is None:
+            pixels = np.asarray(store.data, np.uint8)
+            stage: Stage
+            if isinstance(networks.codec, FSQCodec):
+                stage = FSQStage(networks.codec, pixels, config.codec_training, config.seed, on)
+            else:
+                stage = VQGANStage(networks.codec, pixels, config.codec_training, config.seed, on)
+            train(stage, out, metrics, checkpoint_every_s=config.checkpoint_every_s)
+    if origin is None:
+        codec = load_checkpoint(newest_checkpoint(out / "codec"))
+        load_weights(networks.codec, codec.tensors, "codec.", codec.path)
+    else:
+        networks.load_state_dict(origin.networks.state_dict())
     networks.codec.eval()
     scorer = RewardModel(config.model, networks, {"tasks": [], "statistics": {}}, device)
     tokens = token_store(out / "tokens", frames, scorer.tokenize)
@@ -173,12 +206,16 @@ def _train(
     networks.video.load_state_dict(video.average.shadow)
 
     with console.status("computing statistics on the expert videos"):
-        manifest = _manifest(config, tokens, networks, device)
+        manifest = facts(config.model, tokens, networks, device)
+    manifest["training"] = to_mapping(config)
+    if origin is not None:
+        manifest["started_from"] = origin.model_hash
     RewardModel(config.model, networks, manifest, device).save(out / "model")
     console.print(f"reward model: {out / 'model'}", markup=False)
 
 
-def _manifest(config: TrainRewardConfig, tokens: Store, networks: Networks, device: str) -> dict[str, Any]:
+def facts(config: RewardModelConfig, tokens: Store, networks: Networks, device: str) -> dict[str, Any]:
+    """What a manifest says of the expert episodes in ``tokens``, the statistics of every estimator included."""
     tasks = tokens.tasks(EXPERT)
     seeds = {
         task: sorted(
@@ -188,17 +225,16 @@ def _manifest(config: TrainRewardConfig, tokens: Store, networks: Networks, devi
         )
         for task in tasks
     }
-    facts = {
+    manifest = {
         "tasks": tasks,
         "statistics": {},
         "render": tokens.render,
         "dataset_sha256": tokens.sha256,
         "training_seeds": seeds,
-        "training": to_mapping(config),
     }
-    scorer = RewardModel(config.model, networks, facts, device)
-    facts["statistics"] = {name: _statistics(scorer, tokens, name) for name in scorer.estimators()}
-    return facts
+    scorer = RewardModel(config, networks, manifest, device)
+    manifest["statistics"] = {name: _statistics(scorer, tokens, name) for name in scorer.estimators()}
+    return manifest
 
 
 def _statistics(scorer: RewardModel, tokens: Store, estimator: str) -> dict[str, dict[str, float]]:

@@ -49,7 +49,9 @@ def check_camera(path: Path, metadata: EpisodeMetadata, manifest: Mapping[str, A
     Raises:
         BagError: naming the settings that differ.
     """
-    own, learned = metadata.render, manifest.get("render", {})
+    if "render" not in manifest:  # imported without experts: its camera is not known
+        return
+    own, learned = metadata.render, manifest["render"]
     differing = sorted(key for key in {*own, *learned} if own.get(key) != learned.get(key))
     if differing:
         raise BagError(
@@ -113,6 +115,8 @@ def score(
         else:
             remedy = "record with the camera settings of the model, or train a model on this camera"
             check_camera(path, read_metadata(path), model.manifest, remedy)
+    if not model.tasks:
+        note("the model has no statistics of experts: rewards are not standardised, they are in nats")
     parts = []
     for done, (path, name) in enumerate(zip(paths, unique_names(paths), strict=True)):
         episode = read_episode(path, rule=model.config.image)
@@ -167,7 +171,7 @@ def _write_picture(path: Path, scored: Scored, estimator: str) -> None:
     from dr_core.study.plots import score_figure
 
     seconds = (scored.episode.stamps_ns - scored.episode.stamps_ns[0]) / 1e9
-    standard = f"statistics of {scored.task}" if scored.task else "statistics of all training tasks"
+    standard = f"statistics of {scored.task}" if scored.task else "pooled statistics, if any"
     title = f"{scored.name}: {estimator}, {standard}"
     path.write_bytes(score_figure(seconds, _shown(scored.reward), scored.reward.stderr, title))
 
