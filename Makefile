@@ -25,7 +25,7 @@ type: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	@set -e; shopt -s nullglob; files=(benchmarks/*.py); \
+	@set -e; shopt -s nullglob; files=(benchmarks/*_speed.py); \
 	if [ $${#files[@]} -eq 0 ]; then echo "no benchmarks yet"; fi; \
 	for file in "$${files[@]}"; do echo "$(BIN)/python $$file"; $(BIN)/python "$$file"; done
 

@@ -15,17 +15,19 @@ from dr_core.diffusion.inplace import InPlaceConfig
 from dr_core.diffusion.train import VideoTraining
 
 MAX_CODES = 2**15
-EstimatorName = Literal["ratio", "one_pass_likelihood", "one_pass", "chain", "paper", "likelihood"]
+EstimatorName = Literal["shaped_ratio", "ratio", "one_pass_likelihood", "one_pass", "chain", "paper", "likelihood"]
+NEEDS_BACKGROUND: tuple[EstimatorName, ...] = ("shaped_ratio", "ratio")
 
 
 @dataclass(frozen=True)
 class EstimatorConfig:
     """How a reward is computed from the trained networks (see docs/reward.md)."""
 
-    name: EstimatorName = "ratio"
-    """ratio: log p_expert - log p_background of the observed frame, one call each; one_pass_likelihood: its first term;
-    one_pass, chain: minus the entropy of the next frame; paper: the published sampled bound on it; likelihood: the same
-    bound for the observed frame (the published ablation)."""
+    name: EstimatorName = "shaped_ratio"
+    """ratio: log p_expert - log p_background of the observed frame, one call each; shaped_ratio: the same plus the rate
+    of progress, less a mark-down of frames of another task; one_pass_likelihood: the first term of the ratio; one_pass,
+    chain: minus the entropy of the next frame; paper: the published sampled bound on it; likelihood: the same bound for
+    the observed frame (the published ablation)."""
     stride: int = 10
     """paper, likelihood: timesteps between network calls."""
     posterior: Literal["published", "exact"] = "published"
@@ -36,10 +38,17 @@ class EstimatorConfig:
     """paper: draw tokens; false takes the most likely one (the parity mode)."""
     num_steps: int = 8
     """chain: blocks in which the tokens are revealed."""
+    progress_nats: float = 100.0
+    """shaped_ratio: what the progress from the first to the last frame of an expert adds up to."""
+    wrong_task_nats: float = 20.0
+    """shaped_ratio: the most a frame is marked down for looking like another task of the training."""
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.num_samples < 1 or not 1 <= self.num_steps <= 64:
             raise ValueError("stride and num_samples must be at least 1, num_steps from 1 to 64")
+        for name in ("progress_nats", "wrong_task_nats"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -72,8 +81,8 @@ class RewardModelConfig:
             raise ValueError(f"at most {MAX_CODES} codes fit a token store")
         if self.background and self.denoiser != "in_place":
             raise ValueError("background: true needs denoiser: in_place, the one that holds several behaviours")
-        if self.estimator.name == "ratio" and not self.background:
-            raise ValueError("the ratio reward needs background: true")
+        if self.estimator.name in NEEDS_BACKGROUND and not self.background:
+            raise ValueError(f"the {self.estimator.name} reward needs background: true")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ dr train-reward "$data/expert" --background "$data/background" --out "$run" --re
 say "4/5  does it tell good behaviour from bad?"
 if [ ! -e "$run/study" ]; then
     dr study discrimination --model "$run/model" --episodes "$data/test" --out "$run/study" \
-        --estimators ratio one_pass paper --thin 8
+        --estimators shaped_ratio ratio one_pass paper --thin 8
 fi
 
 say "5/5  pictures"

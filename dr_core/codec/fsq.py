@@ -6,7 +6,9 @@ integer levels, and the product of the levels is the code.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,16 +34,37 @@ class FSQConfig:
             raise ValueError(f"channels must be a multiple of 8, got {self.channels}")
 
 
-class Residual(nn.Module):
-    """x + conv(act(norm(conv(act(norm(x))))))."""
+class ChannelNorm(nn.Module):
+    """Normalises each position of (B, C, H, W) over its channels, so that no place can change another's code.
+
+    With GroupNorm, whose statistics span the image, a moving arm changes the codes of cells where nothing moves.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + 1e-5) * self.weight + self.bias
+
+
+def group_norm(channels: int) -> nn.Module:
+    """The decoder's norm: there, statistics of the whole image do no harm."""
+    return nn.GroupNorm(8, channels)
+
+
+class Residual(nn.Module):
+    """x + conv(act(norm(conv(act(norm(x))))))."""
+
+    def __init__(self, channels: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
         self.net = nn.Sequential(
-            nn.GroupNorm(8, channels),
+            norm(channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(8, channels),
+            norm(channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
@@ -62,10 +85,10 @@ class FSQCodec(nn.Module):
         dims, c = len(config.levels), config.channels
         self.encoder = nn.Sequential(
             nn.Conv2d(3, c, 6, stride=4, padding=1),  # (B, c, 16, 16)
-            *[Residual(c) for _ in range(config.blocks)],
+            *[Residual(c, ChannelNorm) for _ in range(config.blocks)],
             nn.Conv2d(c, 2 * c, 4, stride=2, padding=1),  # (B, 2c, 8, 8)
-            *[Residual(2 * c) for _ in range(config.blocks)],
-            nn.GroupNorm(8, 2 * c),
+            *[Residual(2 * c, ChannelNorm) for _ in range(config.blocks)],
+            ChannelNorm(2 * c),
             nn.SiLU(),
             nn.Conv2d(2 * c, dims, 1),
         )
@@ -73,11 +96,11 @@ class FSQCodec(nn.Module):
         self.scene = nn.Parameter(torch.zeros(2 * c, *self.grid))
         self.spread = nn.Conv2d(dims, 2 * c, 3, padding=1)
         self.decoder = nn.Sequential(
-            *[Residual(2 * c) for _ in range(config.blocks)],
+            *[Residual(2 * c, group_norm) for _ in range(config.blocks)],
             nn.Conv2d(2 * c, 4 * c, 1),
             nn.PixelShuffle(2),  # (B, c, 16, 16)
-            *[Residual(c) for _ in range(config.blocks)],
-            nn.GroupNorm(8, c),
+            *[Residual(c, group_norm) for _ in range(config.blocks)],
+            group_norm(c),
             nn.SiLU(),
             nn.Conv2d(c, 3 * 16, 3, padding=1),
             nn.PixelShuffle(4),  # (B, 3, 64, 64)
@@ -91,8 +114,15 @@ class FSQCodec(nn.Module):
 
     def latents(self, images: Tensor) -> Tensor:
         """(B, 3, 64, 64) in [-1, 1] → (B, dims, 8, 8) in [0, levels - 1], not yet rounded."""
-        z = self.encoder(images)
+        dtype = next(self.encoder.parameters(), self.scene).dtype
+        z = self.encoder(images.to(dtype)).to(self.scene.dtype)
         return torch.sigmoid(z) * (self.levels - 1).view(1, -1, 1, 1)
+
+    def rounded(self, dtype: torch.dtype) -> FSQCodec:
+        """A copy whose encoder computes in ``dtype``; it gives some images other codes. The rest stays as it is."""
+        other = copy.deepcopy(self)
+        other.encoder.to(dtype)
+        return other
 
     def quantise(self, latents: Tensor) -> Tensor:
         """Round to the nearest level; the gradient passes straight through."""
@@ -107,6 +137,11 @@ class FSQCodec(nn.Module):
         """(B, 3, 64, 64) in [-1, 1] → (B, 64) int64 codes, row by row."""
         levels = self.latents(images).round().long()  # (B, dims, 8, 8)
         return (levels * self.basis.view(1, -1, 1, 1)).sum(1).flatten(1)
+
+    def code_features(self) -> Tensor:
+        """(K, dims) what each code stands for, every latent channel in [-1, 1]: near codes look alike."""
+        codes = torch.arange(self.num_codes, device=self.levels.device).unsqueeze(1)
+        return 2 * (codes // self.basis % self.levels) / (self.levels - 1) - 1
 
     def decode(self, tokens: Tensor) -> Tensor:
         """(B, 64) codes → (B, 3, 64, 64) in [-1, 1]."""

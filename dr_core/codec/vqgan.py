@@ -5,6 +5,7 @@ Module names are those of the published ``vqgan.pt``, so that its state dict loa
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -198,10 +199,18 @@ class VQGAN(nn.Module):
 
     def latents(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [-1, 1] → (B, latent_dim, rows, columns), not yet quantised."""
+        images = images.to(self.quant_conv.weight.dtype)
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         out: Tensor = self.quant_conv(self.encoder(images))
-        return out
+        return out.to(self.codebook.embedding.weight.dtype)
+
+    def rounded(self, dtype: torch.dtype) -> VQGAN:
+        """A copy whose encoder computes in ``dtype``; it gives some images other codes. The rest stays as it is."""
+        other = copy.deepcopy(self)
+        other.encoder.to(dtype)
+        other.quant_conv.to(dtype)
+        return other
 
     def nearest(self, latents: Tensor) -> Tensor:
         """(B, latent_dim, rows, columns) → (B, rows·columns) int64: the closest code in squared distance."""
@@ -224,6 +233,11 @@ class VQGAN(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [-1, 1] → (B, rows·columns) int64 codes, row by row."""
         return self.nearest(self.latents(images))
+
+    def code_features(self) -> Tensor:
+        """(K, latent_dim) what each code stands for: its vector, all of them scaled to unit variance."""
+        vectors = self.codebook.embedding.weight.detach()
+        return vectors / vectors.std().clamp(min=1e-12)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """(B, rows·columns) codes → (B, 3, S, S) in [-1, 1]."""

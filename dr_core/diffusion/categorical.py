@@ -42,7 +42,7 @@ class Denoiser(Protocol):
         ...
 
     def __call__(self, x_t: Tensor, t: Tensor, cache: Any) -> Tensor:
-        """x_t (B, N) in [0, K], t (B,) → logits (B, N, K)."""
+        """x_t (B, N) in [0, K], t (B,), or (1,) for all → logits (B, N, K)."""
         ...
 
 
@@ -115,7 +115,7 @@ class CategoricalDiffusion(nn.Module):
         Args:
             p_start: (B, N, K).
             x_t: (B, N) in [0, K].
-            t, s: (B,) int64.
+            t, s: (B,) int64, or (1,) for the whole batch.
 
         Returns:
             (B, N, K+1) probabilities; they sum to 1.
@@ -126,16 +126,17 @@ class CategoricalDiffusion(nn.Module):
         keep_s, uniform_s, mask_s = (p.unsqueeze(-1) for p in self._cumulative(s))
         keep, uniform, mask = (p.unsqueeze(-1) for p in self._transition(s, t))
 
-        # p(x_start) / q(x_t | x_start); the denominator is special at one class, x_t.
-        ratio = p_start / torch.where(masked, mask_t, uniform_t)
-        at_x_t = p_start.gather(-1, index) / torch.where(masked, mask_t, keep_t + uniform_t)
-        ratio = ratio.scatter(-1, index, at_x_t)
-        total = ratio.sum(-1, keepdim=True) + TINY  # (B, N, 1)
-        # q(x_s | x_start) averaged over that, times q(x_t | x_s), again special at one class.
-        less_noisy = keep_s * ratio + uniform_s * total  # (B, N, K)
-        codes = less_noisy * torch.where(masked, mask, uniform)
-        at_x_t = less_noisy.gather(-1, index) * torch.where(masked, mask, keep + uniform)
-        codes = codes.scatter(-1, index, at_x_t)
+        # Σ p(x_start) / q(x_t | x_start): the denominator is special at one class, x_t. In float64, because what the
+        # other classes share may be far less than one rounding error of p(x_t).
+        p_x_t = p_start.gather(-1, index)
+        others = (p_start.sum(-1, keepdim=True, dtype=torch.float64) - p_x_t.double()).clamp(min=0).float()
+        ordinary, special = torch.where(masked, mask_t, uniform_t), torch.where(masked, mask_t, keep_t + uniform_t)
+        total = others / ordinary + p_x_t / special + TINY  # (B, N, 1)
+        # q(x_s | x_start) averaged over that, times q(x_t | x_s), again special at x_t: linear in p(x_start).
+        step = torch.where(masked, mask, uniform)
+        codes = (p_start * (step * keep_s / ordinary)).add_(step * uniform_s * total)  # (B, N, K)
+        at_x_t = (keep_s * p_x_t / special + uniform_s * total) * torch.where(masked, mask, keep + uniform)
+        codes = codes.scatter_(-1, index, at_x_t)
         still_masked = torch.where(masked, mask_s * total, TINY)
         return torch.cat([codes, still_masked], -1)
 
@@ -150,7 +151,7 @@ class CategoricalDiffusion(nn.Module):
             x_start: (B, N) in [0, K).
             log_p: (B, N, K+1), log of ``posterior`` for the same x_t, t and s.
             x_t: (B, N) in [0, K].
-            t, s: (B,).
+            t, s: (B,), or (1,) for the whole batch.
 
         Returns:
             (B, N) in nats.

@@ -1,20 +1,20 @@
 """The published video denoiser: a transformer on the 8x8 grid with cross-attention to the history (the paper
 preset).
 
-Blocks of self-attention, cross-attention and a 3x3 convolutional MLP, after arXiv 2312.14134. What does not
-depend on x_t is computed once: keys and values of the history per frame (``condition``), and on a frozen
-network the tables of all codes' keys and values and of all times' scales and shifts (``freeze``).
+Blocks of self-attention, cross-attention and a 3x3 convolutional MLP, after arXiv 2312.14134. This is the network
+that is trained; ``freeze`` replaces its arithmetic by the faster one of ``dr_core.diffusion.frozen``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dr_core.diffusion.frozen import FrozenDenoiser
 from dr_core.errors import CheckpointError
 
 
@@ -136,32 +136,26 @@ class CrossAttentionDenoiser(nn.Module):
             length = config.condition_width
             self.condition_position = nn.Parameter(0.02 * torch.randn(self.num_tokens, length))
             self.condition_frame = nn.Parameter(0.02 * torch.randn(num_history, length))
+        self._frozen: FrozenDenoiser | None = None
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        self._kv_table: Tensor | None
-        self._position_kv: Tensor | None
-        self._modulation_table: Tensor | None
         self.register_load_state_dict_post_hook(_thaw)
-        self.thaw()
 
     # ---- what does not depend on x_t ----
 
     @torch.no_grad()
-    def freeze(self) -> CrossAttentionDenoiser:
-        """Go to evaluation and tabulate what depends on the weights alone, until ``train()`` or new weights.
+    def freeze(self, dtype: torch.dtype = torch.float32) -> CrossAttentionDenoiser:
+        """Go to evaluation and compute once what the weights alone decide, until ``train()`` or new weights.
 
-        No gradient passes through the tables.
+        No gradient passes through the result. ``dtype`` is the precision of the blocks: bfloat16 is faster and rounds
+        the logits.
         """
         self.eval()
-        self._kv_table, self._position_kv = self._condition_tables()
-        times = torch.arange(self.num_timesteps, device=self.input.weight.device)
-        self._modulation_table = self._modulation(times)
+        self._frozen = FrozenDenoiser(self, dtype)
         return self
 
     def thaw(self) -> None:
-        """Drop the tables of ``freeze``."""
-        self.register_buffer("_kv_table", None, persistent=False)
-        self.register_buffer("_position_kv", None, persistent=False)
-        self.register_buffer("_modulation_table", None, persistent=False)
+        """Undo ``freeze``."""
+        self._frozen = None
 
     def train(self, mode: bool = True) -> CrossAttentionDenoiser:
         """Set the mode as usual; training thaws."""
@@ -170,7 +164,13 @@ class CrossAttentionDenoiser(nn.Module):
         super().train(mode)
         return self
 
-    def _condition_tables(self) -> tuple[Tensor, Tensor | None]:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossAttentionDenoiser:
+        """Moving the network to another device or type thaws it."""
+        self.thaw()
+        super()._apply(fn, recurse)
+        return self
+
+    def condition_tables(self) -> tuple[Tensor, Tensor | None]:
         """Keys and values of all blocks for each code (K, ·), and what positions and frames add (M, ·)."""
         codes = self.condition_kv(self.condition_codes.weight)
         if not self.config.condition_positions:
@@ -186,26 +186,28 @@ class CrossAttentionDenoiser(nn.Module):
             history: (B, M = num_history·N) int64 codes, oldest frame first.
 
         Returns:
-            (B, M, depth, 2, heads, head_dim).
+            (B, M, depth, 2, heads, head_dim); another layout on a frozen network.
         """
-        codes, positions = self._kv_table, self._position_kv
-        if codes is None:
-            codes, positions = self._condition_tables()
+        if self._frozen is not None:
+            return self._frozen.condition(history)
+        codes, positions = self.condition_tables()
         kv = F.embedding(history, codes)  # (B, M, depth·2·width)
         if positions is not None:
             kv = kv + positions
         return kv.unflatten(-1, (self.config.depth, 2, self.config.heads, -1))
 
-    def _modulation(self, t: Tensor) -> Tensor:
+    def modulation(self, t: Tensor) -> Tensor:
         """Scales and shifts of every block for t (B,) → (B, depth, 2, 2, width)."""
         rows = [modulate(F.silu(time(t))) for time, modulate in zip(self.time, self.modulate, strict=True)]
         return torch.stack(rows, 1).unflatten(1, (-1, 2)).unflatten(-1, (2, -1))
 
     def forward(self, x_t: Tensor, t: Tensor, cache: Tensor) -> Tensor:
-        """x_t (B, N) in [0, K], t (B,), cache from ``condition`` → logits (B, N, K) of x_start."""
+        """x_t (B, N) in [0, K], t (B,) or (1,), cache from ``condition`` → logits (B, N, K) of x_start."""
+        if self._frozen is not None:
+            return self._frozen(x_t, t, cache)
         position = (self.row.weight.unsqueeze(1) + self.column.weight).flatten(0, 1)  # (N, width), row by row
         x = self.input(x_t) + position
-        modulation = self._modulation(t) if self._modulation_table is None else self._modulation_table[t]
+        modulation = self.modulation(t)
         for index, block in enumerate(self.blocks):
             x = block(x, modulation[:, index], cache[:, :, index])
         return self.to_logits(self.norm(x))

@@ -7,6 +7,7 @@ denoiser and a lower held-out loss (docs/reward.md).
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -100,10 +101,16 @@ class InPlaceDenoiser(nn.Module):
         return x + self.behaviour(label).unsqueeze(1)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """x_t (B, N) in [0, K], t (B,) → logits (B, N, K) of x_start."""
+        """x_t (B, N) in [0, K], t (B,) or (1,) → logits (B, N, K) of x_start."""
         x = self.input(x_t) + condition
         x = F.dropout(x, self.config.dropout, self.training)
         tables = self.time(t).view(-1, len(self.blocks), 4, x.shape[-1])  # (B, depth, 4, width)
         for index, block in enumerate(self.blocks):
             x = block(x, tables[:, index])
-        return self.to_logits(self.norm(x))
+        return self.to_logits(self.norm(x.to(self.norm.weight.dtype)))
+
+    def rounded(self, dtype: torch.dtype) -> InPlaceDenoiser:
+        """A copy that computes in ``dtype``, but for the output layer, and with it the logits."""
+        other = copy.deepcopy(self).to(dtype)
+        other.norm, other.to_logits = copy.deepcopy(self.norm), copy.deepcopy(self.to_logits)
+        return other

@@ -46,7 +46,7 @@ class Trajectory:
 
     Attributes:
         x_start: (B, N) the final sample.
-        steps: per network call (log_p (B, N, K+1), x_t (B, N), t (B,), s (B,)): log of the distribution of
+        steps: per network call (log_p (B, N, K+1), x_t (B, N), t (1,), s (1,)): log of the distribution of
             x_s given x_t, from which the next sample was drawn. About 2.9 MB a history at paper size.
     """
 
@@ -69,7 +69,7 @@ def reverse(
     x_t = torch.full((batch, denoiser.num_tokens), diffusion.mask_token, device=device)
     steps = []
     for step, times in enumerate(diffusion.jumps(stride, posterior)):
-        t_network, t, s = (torch.full((batch,), time, device=device) for time in times)
+        t_network, t, s = (torch.full((1,), time, device=device) for time in times)  # one for the whole batch
         p_start = diffusion.p_start(denoiser(x_t, t_network, cache))
         p = diffusion.posterior(p_start, x_t, t, s)  # (B, N, K+1)
         steps.append((clamped_log(p), x_t, t, s))
@@ -154,7 +154,7 @@ def one_pass(diffusion: CategoricalDiffusion, denoiser: Denoiser, history: Tenso
     """-Σ_i H(p(x_i | all [MASK], history)): one call, no sampling noise. history (B, num_history·N)."""
     batch = len(history)
     x_t = torch.full((batch, denoiser.num_tokens), diffusion.mask_token, device=history.device)
-    t = torch.full((batch,), diffusion.num_timesteps - 1, device=history.device)
+    t = torch.full((1,), diffusion.num_timesteps - 1, device=history.device)
     value = -token_entropy(denoiser(x_t, t, denoiser.condition(history))).sum(-1)
     return Estimate(value, torch.zeros_like(value), calls=1)
 
@@ -197,7 +197,7 @@ def chain(
         for block in blocks:
             # The time at which the noise process would have masked this share of the tokens.
             time = round(hidden / num_tokens * diffusion.num_timesteps) - 1
-            t = torch.full((batch,), max(time, 0), device=history.device)
+            t = torch.full((1,), max(time, 0), device=history.device)
             logits = denoiser(x, t, cache)[:, block].float()  # (B, block, K)
             value = value - token_entropy(logits).sum(-1)
             uniform = torch.rand(logits.shape[1:], generator=generator, device=history.device)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,14 +28,22 @@ from dr_core.diffusion.inplace import InPlaceDenoiser
 from dr_core.diffusion.schedule import ScheduleConfig, mask_and_uniform
 from dr_core.diffusion.train import history_indices
 from dr_core.errors import CheckpointError, ConfigError
-from dr_core.presets import EstimatorConfig, EstimatorName, RewardModelConfig
+from dr_core.presets import NEEDS_BACKGROUND, EstimatorConfig, EstimatorName, RewardModelConfig
 from dr_core.rewards import entropy
+from dr_core.rewards.familiarity import Familiarity
 from dr_core.rewards.likelihood import one_pass_likelihood, ratio
+from dr_core.rewards.progress import RATE_FRAMES, Progress, rate
 from dr_core.seeding import generator, generator_on
 from dr_core.types import Reward
 
 ENCODE_BATCH = 32
-SCORE_BATCH = 128
+SCORE_BATCH = 32
+"""Frames per network call: what a block works on then fits the processor's cache (docs/performance.md)."""
+NOISE_SEED = 0
+"""Of the draws of sampling estimators: the same for every frame, live and from a bag."""
+Precision = Literal["float32", "bfloat16"]
+FRAME_BATCH = 2048
+"""Frames per evaluation of what needs no network call."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class ClipReward:
         valid: (T,) bool; False where the number is not finite or, for rewards of the observed frame, where
             there is no earlier frame to predict it from.
         calls: network calls spent on each frame.
+        ood: (T,) float32, how unlike the training frames each frame looks (see ``Reward``); above 1, distrust it.
     """
 
     value: NDArray[np.float32]
@@ -55,6 +65,7 @@ class ClipReward:
     stderr: NDArray[np.float32]
     valid: NDArray[np.bool_]
     calls: int
+    ood: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -66,15 +77,22 @@ class StreamReward:
     raw: float
     stderr: float
     valid: bool
+    ood: float
 
 
 class Networks(nn.Module):
-    """Codec, noise process and denoiser as one module, so that one state dict holds the reward model."""
+    """All that a reward model has learned as one module, so that one state dict holds it.
 
-    def __init__(self, config: RewardModelConfig) -> None:
+    Args:
+        num_tasks: tasks whose code frequencies it holds; 0 before they are known.
+        num_centres: centres of the regression of progress; 0 before it is fitted.
+    """
+
+    def __init__(self, config: RewardModelConfig, num_tasks: int = 0, num_centres: int = 0) -> None:
         super().__init__()
         self.codec: FSQCodec | VQGAN = FSQCodec(config.fsq) if config.codec == "fsq" else VQGAN(config.vqgan)
         num_codes = self.codec.num_codes
+        self.familiarity, self.progress = Familiarity(num_tasks, num_codes), Progress(num_centres)
         schedule = mask_and_uniform(ScheduleConfig(num_timesteps=config.num_timesteps), num_codes)
         self.diffusion = CategoricalDiffusion(schedule)
         self.video: InPlaceDenoiser | CrossAttentionDenoiser
@@ -96,20 +114,45 @@ class RewardModel:
         config: what built ``networks``.
         networks: trained weights.
         manifest: facts from training: ``tasks``, ``statistics``, ``render``, ``training_seeds``, hashes.
+        precision: of the video model's blocks; bfloat16 is faster and moves the rewards a little.
+        codec_precision: of the codec's encoder; bfloat16 is faster and changes a few codes in a hundred, and with
+            them the rewards.
     """
 
     def __init__(
-        self, config: RewardModelConfig, networks: Networks, manifest: Mapping[str, Any], device: str = "cpu"
+        self,
+        config: RewardModelConfig,
+        networks: Networks,
+        manifest: Mapping[str, Any],
+        device: str = "cpu",
+        *,
+        precision: Precision = "float32",
+        codec_precision: Precision = "float32",
     ) -> None:
         self.config, self.manifest, self.device = config, manifest, torch.device(device)
         self.networks = networks.to(self.device).eval()
         self.tasks: list[str] = list(manifest["tasks"])
         self.model_hash: str = manifest.get("sha256", {}).get("model.safetensors", "")
+        self._noise = lru_cache(maxsize=64)(self._draw_noise)
+        self._progress = networks.progress.on(networks.codec.code_features())
+        # ``networks`` keeps the weights as they were trained: they are what is saved.
+        self._codec, self._video = networks.codec, networks.video
+        if codec_precision != "float32":
+            self._codec = networks.codec.rounded(torch.bfloat16)
         if isinstance(networks.video, CrossAttentionDenoiser):
-            networks.video.freeze()
+            networks.video.freeze(getattr(torch, precision))
+        elif precision != "float32":
+            self._video = networks.video.rounded(torch.bfloat16)
 
     @classmethod
-    def load(cls, path: Path, device: str = "cpu") -> RewardModel:
+    def load(
+        cls,
+        path: Path,
+        device: str = "cpu",
+        *,
+        precision: Precision = "float32",
+        codec_precision: Precision = "float32",
+    ) -> RewardModel:
         """Read a checkpoint written by ``dr train-reward``.
 
         Raises:
@@ -128,9 +171,10 @@ class RewardModel:
             raise _not_a_reward_model(checkpoint, f"no statistics of task {missing[0]}")
         if not usable:
             raise _not_a_reward_model(checkpoint, "a mean that is not finite, or a spread that is not positive")
-        networks = Networks(config)
+        num_centres = len(checkpoint.tensors.get("progress.weight", ()))
+        networks = Networks(config, len(checkpoint.manifest["tasks"]), num_centres)
         load_weights(networks, checkpoint.tensors, "", path)
-        return cls(config, networks, checkpoint.manifest, device)
+        return cls(config, networks, checkpoint.manifest, device, precision=precision, codec_precision=codec_precision)
 
     def save(self, path: Path) -> None:
         """Write the checkpoint directory; an existing one is refused."""
@@ -142,7 +186,7 @@ class RewardModel:
         """Names of the estimators this model can use, its default first."""
         names = [self.config.estimator.name]
         others = [n for n in get_args(EstimatorName) if n not in names]
-        return names + [n for n in others if n != "ratio" or self.config.background]
+        return names + [n for n in others if self.config.background or n not in NEEDS_BACKGROUND]
 
     def estimator(self, name: str | None) -> EstimatorConfig:
         """The settings of an estimator by name; None is the model's default."""
@@ -169,7 +213,7 @@ class RewardModel:
         size = self.config.image.size
         if frames.dtype != np.uint8 or frames.shape[1:] != (size, size, 3) or not len(frames):
             raise ValueError(f"frames are uint8 (T, {size}, {size}, 3), not {frames.dtype} {frames.shape}")
-        encode = lambda part: self.networks.codec.encode(to_images(part, self.device))  # noqa: E731
+        encode = lambda part: self._codec.encode(to_images(part, self.device))  # noqa: E731
         return _in_batches(encode, frames, ENCODE_BATCH)
 
     @torch.inference_mode()
@@ -213,6 +257,7 @@ class RewardModel:
             stderr=np.stack([r.stderr for r in rewards]),
             valid=np.stack([r.valid for r in rewards]),
             calls=rewards[0].calls,
+            ood=np.stack([r.ood for r in rewards]),
         )
 
     def score_tokens(
@@ -235,25 +280,38 @@ class RewardModel:
             indices = history_indices(len(clip), self.config.num_history, spacing, observed=observed)
             histories.append(clip[indices].reshape(len(clip), -1))
             computed.append(np.arange(len(clip)) % every == every - 1)
-        chosen = np.concatenate(computed)
+        chosen, frames = np.concatenate(computed), np.concatenate(list(clips))
+        ood, wrong_task, progress = self._frames_alone(settings, frames, task)
         raw, stderr = np.full((2, len(chosen)), np.nan, np.float32)
         calls = 0
         if chosen.any():  # clips may be shorter than ``every``
             raw[chosen], stderr[chosen], calls = self._estimate(
-                settings, np.concatenate(histories)[chosen], np.concatenate(list(clips))[chosen]
+                settings, np.concatenate(histories)[chosen], frames[chosen]
             )
         mean, std = self.statistics(settings.name, task)
         rewards = []
         start = 0
         for clip in clips:
             part = slice(start, start + len(clip))
+            if settings.name == "shaped_ratio":
+                raw[part] += wrong_task[part] + settings.progress_nats * rate(progress[part])
             value = ((raw[part] - mean) / std).astype(np.float32)
             valid = np.isfinite(value)
             if observed:
                 valid[:spacing] = False
-            rewards.append(ClipReward(value, raw[part], (stderr[part] / std).astype(np.float32), valid, calls))
+            error = (stderr[part] / std).astype(np.float32)
+            rewards.append(ClipReward(value, raw[part], error, valid, calls, ood[part]))
             start += len(clip)
         return rewards
+
+    @torch.inference_mode()
+    def wrong_task(self, tokens: NDArray[np.int64], task: str, estimator: str | None = None) -> NDArray[np.float32]:
+        """What the raw rewards of frames (T, 64) are marked down by for looking like another task than ``task``.
+
+        Returns:
+            (T,) nats, at most 0; 0 for estimators that do not look at the task, and for tasks not in training.
+        """
+        return self._frames_alone(self.estimator(estimator), tokens, task)[1]
 
     def stream(self, *, task: str | None = None, estimator: str | None = None) -> RewardStream:
         """A reward per pushed frame, the same numbers as ``score`` gives for the whole clip."""
@@ -272,24 +330,48 @@ class RewardModel:
         _, first, inverse = np.unique(_as_rows(questions), return_index=True, return_inverse=True)
         values, errors, calls = [], [], 0
         for chosen in np.array_split(first, range(SCORE_BATCH, len(first), SCORE_BATCH)):
+            count = len(chosen)
+            # Few batch sizes, as kernels are prepared for each: the last batch repeats a frame up to a power of two.
+            chosen = np.pad(chosen, (0, 2 ** (count - 1).bit_length() - count), mode="edge")
             history = torch.from_numpy(histories[chosen]).to(self.device)
             target = torch.from_numpy(targets[chosen]).to(self.device)
             estimate = self._estimate_batch(settings, history, target)
-            values.append(estimate.value)
-            errors.append(estimate.stderr)
+            values.append(estimate.value[:count])
+            errors.append(estimate.stderr[:count])
             calls = estimate.calls
         return torch.cat(values).cpu().numpy()[inverse], torch.cat(errors).cpu().numpy()[inverse], calls
+
+    @torch.inference_mode()
+    def _frames_alone(
+        self, settings: EstimatorConfig, frames: NDArray[np.int64], task: str | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """What is known of each frame (M, 64) without a network call: out-of-distribution score, what it is marked down
+        by for looking like another task (nats), and progress; the last two only for the shaped ratio, else 0.
+        """
+        known = self.tasks.index(task) if task in self.tasks else None
+        familiarity = self.networks.familiarity
+        found = []
+        for start in range(0, len(frames), FRAME_BATCH):
+            tokens = torch.from_numpy(frames[start : start + FRAME_BATCH]).to(self.device)
+            wrong_task = progress = torch.zeros(len(tokens), device=self.device)
+            if settings.name == "shaped_ratio":
+                progress = self._progress(tokens)
+                if known is not None:
+                    wrong_task = familiarity.wrong_task(tokens, known, settings.wrong_task_nats)
+            found.append(torch.stack([familiarity.ood(tokens, known), wrong_task, progress]))
+        ood, wrong_task, progress = torch.cat(found, 1).cpu().numpy()
+        return ood, wrong_task, progress
 
     def _estimate_batch(self, settings: EstimatorConfig, history: Tensor, target: Tensor) -> entropy.Estimate:
         diffusion, denoiser = self.networks.diffusion, self._denoiser(0)
         name = settings.name
-        if name == "ratio":
+        if name in NEEDS_BACKGROUND:
             return ratio(diffusion, denoiser, self._denoiser(1), history, target)
         if name == "one_pass_likelihood":
             return one_pass_likelihood(diffusion, denoiser, history, target)
         if name == "one_pass":
             return entropy.one_pass(diffusion, denoiser, history)
-        noise = self._common_noise(0) if settings.noise else None
+        noise = self._common_noise(NOISE_SEED) if settings.noise else None
         if name == "chain":
             return entropy.chain(
                 diffusion,
@@ -297,7 +379,7 @@ class RewardModel:
                 history,
                 num_steps=settings.num_steps,
                 order=entropy.spread_order(denoiser.num_tokens).to(self.device),
-                generator=generator_on(self.device, 0, "chain"),
+                generator=generator_on(self.device, NOISE_SEED, "chain"),
                 num_samples=settings.num_samples,
             )
         return entropy.paper(
@@ -313,7 +395,7 @@ class RewardModel:
 
     def _denoiser(self, behaviour: int) -> Denoiser:
         """The video model of the expert (0) or of the background (1)."""
-        video = self.networks.video
+        video = self._video
         if isinstance(video, InPlaceDenoiser):
             return OfBehaviour(video, behaviour)
         return video
@@ -321,8 +403,12 @@ class RewardModel:
     def _common_noise(self, seed: int) -> Callable[[int], Tensor]:
         """step → uniforms (1, 64, K+1), the same for every frame: differences between frames carry less noise, and a
         stream draws what a batch draws."""
+        return lambda step: self._noise(seed, step)
+
+    def _draw_noise(self, seed: int, step: int) -> Tensor:
+        """Drawn on the CPU, so that every device draws the same."""
         shape = (1, self.networks.video.num_tokens, self.networks.codec.num_codes + 1)
-        return lambda step: torch.rand(shape, generator=generator(seed, "reward", step)).to(self.device)
+        return torch.rand(shape, generator=generator(seed, "reward", step)).to(self.device)
 
 
 class OfBehaviour:
@@ -352,6 +438,7 @@ class RewardStream:
         self._model, self._task, self._settings = model, task, model.estimator(estimator)
         self._observed = looks_at_outcome(self._settings.name)
         self._tokens: list[NDArray[np.int64]] = []
+        self._progress: list[float] = []
         self._count = 0
         self._last_ns = -1
         self.dropped = 0
@@ -359,6 +446,7 @@ class RewardStream:
     def reset(self) -> None:
         """Forget the history: the next frame begins an episode."""
         self._tokens.clear()
+        self._progress.clear()
         self._count = 0
         self._last_ns = -1
 
@@ -377,12 +465,18 @@ class RewardStream:
         del self._tokens[:-window]
         indices = history_indices(len(self._tokens), num_history, spacing, observed=self._observed)[-1]
         history = np.concatenate([self._tokens[i] for i in indices])
-        raw, stderr, _ = model._estimate(self._settings, history[None], self._tokens[-1][None])
+        estimate, stderr, _ = model._estimate(self._settings, history[None], self._tokens[-1][None])
+        ood, wrong_task, progress = model._frames_alone(self._settings, self._tokens[-1][None], self._task)
+        self._progress = [*self._progress, float(progress[0])][-RATE_FRAMES - 1 :]
+        raw = float(estimate[0])
+        if self._settings.name == "shaped_ratio":
+            rates = rate(np.array(self._progress, np.float32))
+            raw += float(wrong_task[0]) + self._settings.progress_nats * float(rates[-1])
         mean, std = model.statistics(self._settings.name, self._task)
         self._count += 1
-        value = float(raw[0] - mean) / std
+        value = (raw - mean) / std
         valid = math.isfinite(value) and (self._count > spacing or not self._observed)
-        return StreamReward(stamp_ns, value, float(raw[0]), float(stderr[0]) / std, valid)
+        return StreamReward(stamp_ns, value, raw, float(stderr[0]) / std, valid, float(ood[0]))
 
 
 def check_estimator(name: str, usable: Sequence[str]) -> None:
@@ -396,13 +490,13 @@ def check_estimator(name: str, usable: Sequence[str]) -> None:
             f"estimator {name!r}",
             expected=f"one of {', '.join(usable)}",
             found="a name this model cannot compute",
-            next_step="choose one of those, or train with a background for ratio",
+            next_step=f"choose one of those, or train with a background for {' and '.join(NEEDS_BACKGROUND)}",
         )
 
 
 def looks_at_outcome(estimator: str) -> bool:
     """Whether an estimator scores the observed frame k (history before it) or only predicts what follows frame k."""
-    return estimator in ("ratio", "likelihood", "one_pass_likelihood")
+    return estimator in (*NEEDS_BACKGROUND, "likelihood", "one_pass_likelihood")
 
 
 def _in_batches(function: Callable[[Any], Tensor], items: NDArray[Any], size: int) -> NDArray[Any]:

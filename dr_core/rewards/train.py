@@ -25,7 +25,10 @@ from dr_core.diffusion.train import TransitionSampler, VideoStage
 from dr_core.errors import ConfigError, UserError
 from dr_core.files import run_directory
 from dr_core.presets import RewardModelConfig, TrainRewardConfig
+from dr_core.rewards.familiarity import Familiarity
 from dr_core.rewards.model import Networks, RewardModel
+from dr_core.rewards.progress import Progress
+from dr_core.seeding import numpy_generator
 from dr_core.training import Metrics, Stage, newest_checkpoint, train
 
 CONFIG, SOURCES = "config.yaml", "sources.yaml"
@@ -188,6 +191,7 @@ def _train(
         codec = load_checkpoint(newest_checkpoint(out / "codec"))
         load_weights(networks.codec, codec.tensors, "codec.", codec.path)
     else:
+        networks.familiarity, networks.progress = origin.networks.familiarity, origin.networks.progress
         networks.load_state_dict(origin.networks.state_dict())
     networks.codec.eval()
     scorer = RewardModel(config.model, networks, {"tasks": [], "statistics": {}}, device)
@@ -215,8 +219,17 @@ def _train(
 
 
 def facts(config: RewardModelConfig, tokens: Store, networks: Networks, device: str) -> dict[str, Any]:
-    """What a manifest says of the expert episodes in ``tokens``, the statistics of every estimator included."""
+    """What a manifest says of the episodes in ``tokens``, the statistics of every estimator included.
+
+    Also fits ``networks.familiarity`` to all episodes of the experts' tasks, and ``networks.progress`` to the experts.
+    """
     tasks = tokens.tasks(EXPERT)
+    codes = {clip: np.asarray(tokens.array(clip), np.int64) for clip in tokens.clips}
+    of_task = {task: [codes[clip] for clip in codes if clip.task == task] for task in tasks}
+    networks.familiarity = Familiarity(len(tasks), networks.codec.num_codes).fit(of_task).to(device)
+    experts = [codes[clip] for clip in codes if clip.behaviour == EXPERT]
+    features = networks.codec.code_features().cpu()
+    networks.progress = Progress.fit(experts, features, numpy_generator(0, "progress")).to(device)
     seeds = {
         task: sorted(
             clip.seed
@@ -246,7 +259,7 @@ def _statistics(scorer: RewardModel, tokens: Store, estimator: str) -> dict[str,
         every = 1 if estimator == scorer.config.estimator.name else max(1, round(frames / STATISTICS_FRAMES))
         arrays = [np.asarray(tokens.array(clip), np.int64) for clip in clips]
         for step in (every, 1):  # short episodes may have no valid n-th frame
-            rewards = scorer.score_tokens(arrays, estimator=estimator, every=step)
+            rewards = scorer.score_tokens(arrays, estimator=estimator, task=task, every=step)
             groups[task] = np.concatenate([reward.raw[reward.valid] for reward in rewards])
             if len(groups[task]):
                 break

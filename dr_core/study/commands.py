@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
-from dr_core.errors import OutputInUseError
+from dr_core.errors import ConfigError, OutputInUseError
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Score:
     """Training task whose statistics standardise the rewards; left out: the task each bag names."""
     device: str = "cpu"
     """Where the networks run: cpu, cuda, ..."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the video model; bfloat16 is faster and moves the rewards a little (docs/performance.md)."""
+    codec_precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the codec's encoder; bfloat16 is faster, but gives some places of a frame other codes."""
 
     def run(self) -> int:
         """Score everything, or write nothing."""
@@ -43,7 +48,9 @@ class Score:
 
         with _new_directory(self.out) as folder:
             paths = find_episodes(self.bags)
-            model = RewardModel.load(self.model, self.device)
+            model = RewardModel.load(
+                self.model, self.device, precision=self.precision, codec_precision=self.codec_precision
+            )
             console = Console(stderr=True)
             with Progress(console=console) as progress:
                 bar = progress.add_task("score recordings", total=len(paths))
@@ -64,12 +71,23 @@ class Score:
 class StudyDiscrimination:
     """Measure how well a reward tells experts from worse behaviour, on recordings it was not trained on."""
 
-    model: Path
-    """Directory of the reward model, RUN/model."""
     episodes: tuple[Path, ...]
-    """Test recordings of known quality (0, 25, 50, 100 per cent random), or directories that hold some."""
+    """Test recordings of known quality (0, 25, 50, 100 per cent random), or directories that hold some. With --full:
+    one directory that holds expert/, background/ and test/."""
     out: Path
-    """Directory to create; the report looks for RUN/study."""
+    """Directory to create; the report looks for RUN/study. With --full an interrupted study goes on in it."""
+    model: Path | None = None
+    """Directory of the reward model, RUN/model."""
+    full: bool = False
+    """Train and compare the default, the published method and its corrections one by one (docs/reward.md)."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """With --full: seeds of the trainings."""
+    arms: tuple[str, ...] = ()
+    """With --full: what to train now; left out: everything."""
+    codec_steps: int | None = None
+    """With --full: length of each codec training; left out: that of the default preset."""
+    video_steps: int | None = None
+    """With --full: length of each video-model training; left out: that of the default preset."""
     estimators: tuple[str, ...] = ()
     """Estimators to compare, the one to judge first; left out: the model's own."""
     seed: int = 0
@@ -80,9 +98,22 @@ class StudyDiscrimination:
     """Accept recordings made with other camera or render settings than the model's."""
     device: str = "cpu"
     """Where the networks run: cpu, cuda, ..."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the video model; bfloat16 is faster and moves the rewards a little (docs/performance.md)."""
+    codec_precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the codec's encoder; bfloat16 is faster, but gives some places of a frame other codes."""
 
     def run(self) -> int:
         """Run the study, write its files, and print its tables; missed targets do not change the exit status."""
+        if self.full:
+            return self._run_full()
+        if self.model is None:
+            raise ConfigError(
+                "dr study discrimination",
+                expected="--model RUN/model, or --full to train what is compared",
+                found="neither",
+                next_step="see dr study discrimination --help",
+            )
         from rich.console import Console
         from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -93,7 +124,9 @@ class StudyDiscrimination:
 
         with _new_directory(self.out) as folder:
             paths = find_episodes(self.episodes)
-            model = RewardModel.load(self.model, self.device)
+            model = RewardModel.load(
+                self.model, self.device, precision=self.precision, codec_precision=self.codec_precision
+            )
             columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
             with Progress(*columns, console=Console(stderr=True)) as progress:
                 bars = {}
@@ -112,11 +145,42 @@ class StudyDiscrimination:
                     thin=self.thin,
                     progress=advance,
                 )
-            study.results["command"] = {"model": str(self.model), "device": self.device}
+            study.results["command"] = {
+                "model": str(self.model),
+                "device": self.device,
+                "precision": self.precision,
+                "codec_precision": self.codec_precision,
+            }
             discrimination.write(study, folder)
         # A file or a pipe has no width of its own: give the table what it needs.
         show(study.results, Console(width=None if sys.stdout.isatty() else 160))
         print(f"results: {self.out}")
+        return 0
+
+    def _run_full(self) -> int:
+        from dr_core.study import full
+
+        known = full.arms(self.codec_steps, self.video_steps)
+        wrong = [name for name in self.arms if name not in known]
+        if len(self.episodes) != 1 or self.model is not None or wrong:
+            raise ConfigError(
+                "dr study discrimination --full",
+                expected=f"one --episodes directory, no --model, and --arms among {', '.join(map(repr, known))}",
+                found=f"{len(self.episodes)} directories, model {self.model}, arms {', '.join(map(repr, self.arms))}",
+                next_step="see docs/reward.md",
+            )
+        summary = full.run(
+            self.episodes[0],
+            self.out,
+            seeds=self.seeds,
+            only=self.arms,
+            codec_steps=self.codec_steps,
+            video_steps=self.video_steps,
+            device=self.device,
+        )
+        for line in full.verdict_lines(summary):
+            print(line)
+        print(f"report: {self.out / full.REPORT}")
         return 0
 
 

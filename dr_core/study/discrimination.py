@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from dr_core.study.tables import counts_text
 if TYPE_CHECKING:
     from dr_core.rewards.model import RewardModel
 
-FORMAT = 1
+FORMAT = 2
 RESULTS, TABLE, EPISODES, EXAMPLES = "results.json", "table.csv", "episodes.parquet", "examples.npz"
 TOKENS_CHANGED, CODEC_PSNR = "tokens_changed", "codec_psnr"
 TRIVIAL = (TOKENS_CHANGED, CODEC_PSNR)
@@ -56,9 +57,14 @@ MEASURES: dict[str, str] = {
     "reversed": "P(expert > reversed)",
     "shuffled": "P(expert > shuffled)",
     "truncated": "P(expert > first half)",
+    "truncated_return": "P(expert > first half), by return",
     "shifted_camera": f"P(expert > shifted {controls.SHIFT_PIXELS} px)",
 }
-"""What is measured. Chance is 0.5 for AUROC and P, which count ties one half, and 0 for tau and VOC."""
+"""What is measured. Chance is 0.5 for AUROC and P, which count ties one half, and 0 for tau and VOC.
+
+Clips are compared by their mean reward; "by return": by its sum over the frames, nothing being paid after the last one.
+In "other tasks" the experts of all other tasks are scored as if they showed the task.
+"""
 
 Progress = Callable[[str, int, int], None]
 Floats = NDArray[np.float64]
@@ -98,13 +104,23 @@ class Rewards:
         """The score of the clip; NaN without a valid frame."""
         return _mean(self.raw)
 
+    @property
+    def total(self) -> float:
+        """The return of the clip; NaN without a valid frame."""
+        return self.mean * int(np.isfinite(self.raw).sum())
+
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards of one recording and its controls, by name of the clip."""
+    """Rewards of one recording and its controls, by name of the clip.
+
+    Attributes:
+        marked_down: what the score falls by when the recording is taken for one of another task, by task, in nats.
+    """
 
     recording: Recording
     rewards: dict[str, Rewards]
+    marked_down: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,7 @@ def run(
     seed: int,
     allow_other_camera: bool = False,
     thin: int = 1,
+    every: Mapping[str, int] = MappingProxyType({}),
     progress: Progress = lambda what, done, total: None,
 ) -> Study:
     """Score recordings and compare.
@@ -141,6 +158,7 @@ def run(
         seed: of the bootstrap, of shuffled clips and of imagined frames.
         allow_other_camera: score recordings whose render settings are not those of the model.
         thin: the estimators after the first score every n-th frame only; the mean of a recording stays unbiased.
+        every: the same for single estimators, by name.
         progress: called with (what, done, total).
 
     Raises:
@@ -158,11 +176,12 @@ def run(
     pooled: dict[str, dict[str, dict[str, Measure]]] = {}
     cost: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
+    thinned = {name: every.get(name, 1 if name == estimators[0] else thin) for name in estimators}
     for name in (*estimators, *TRIVIAL):
-        scores, seconds, frames = _score(model, recordings, name, tasks, 1 if name == estimators[0] else thin, progress)
+        scores, seconds, frames = _score(model, recordings, name, tasks, thinned.get(name, 1), progress)
         per_task[name] = {task: _measure(scores, task, seed) for task in tasks}
         pooled[name] = {block: _pool([per_task[name][task] for task in own]) for block, own in blocks.items()}
-        cost[name] = 1e3 * seconds / frames
+        cost[name] = 1e3 * seconds / max(frames, 1)
         rows += [_row(name, score, score.recording.metadata.task in model.tasks) for score in scores]
         if name == estimators[0]:
             examples.add_curves(scores, tasks)
@@ -192,7 +211,7 @@ def run(
         "episodes": [{"path": str(r.path), "task": r.metadata.task, "quality": r.quality} for r in recordings],
         "left_out": left_out,
         "allow_other_camera": allow_other_camera,
-        "thin": thin,
+        "thinned": {name: n for name, n in thinned.items() if n > 1},
         "examples": examples.index,
     }
     return Study(results, rows, examples.arrays)
@@ -347,7 +366,9 @@ def _score(
         rewards = iter(_rewards(model, name, task, clips, thin))
         seconds += time.perf_counter() - start
         frames += sum(len(clip.tokens) // (1 if name in TRIVIAL else thin) for clip in clips)
-        scores += [Scores(recording, {clip: next(rewards) for clip in recording.clips}) for recording in own]
+        for recording in own:
+            scored = {clip: next(rewards) for clip in recording.clips}
+            scores.append(Scores(recording, scored, _marked_down(model, name, recording, tasks)))
         progress(f"score by {name}", done + 1, len(tasks))
     return scores, seconds, frames
 
@@ -364,6 +385,15 @@ def _rewards(model: RewardModel, name: str, task: str, clips: Sequence[Clip], th
     return [
         Rewards(np.where(r.valid, r.raw.astype(np.float64), np.nan), np.where(r.valid, r.value, np.nan)) for r in scored
     ]
+
+
+def _marked_down(model: RewardModel, name: str, recording: Recording, tasks: Sequence[str]) -> dict[str, float]:
+    """How much less an expert scores when it is taken for one of another task."""
+    if name in TRIVIAL or recording.quality != 0:
+        return {}
+    tokens = recording.clips["recorded"].tokens
+    own = float(model.wrong_task(tokens, recording.metadata.task, name).mean())
+    return {task: float(model.wrong_task(tokens, task, name).mean()) - own for task in tasks if task in model.tasks}
 
 
 # ---- what is measured ----
@@ -387,7 +417,7 @@ def _measure(scores: Sequence[Scores], task: str, seed: int) -> dict[str, Measur
     foreign = [s for s in scores if s.recording.quality == 0 and s.recording.metadata.task != task]
     at_level = {level: [s for s in own if s.recording.quality == level] for level in LEVELS}
     rivals = {
-        "wrong_task": _means(foreign, "recorded"),
+        "wrong_task": _means(foreign, "recorded") + [score.marked_down.get(task, 0.0) for score in foreign],
         **{f"auroc_{level}": _means(at_level[level], "recorded") for level in LEVELS},
         **{f"double_speed_{level}": _means(at_level[level], "double_speed") for level in DOUBLED},
     }
@@ -413,6 +443,10 @@ def _measure(scores: Sequence[Scores], task: str, seed: int) -> dict[str, Measur
         usable = np.isfinite(expert) & np.isfinite(control).all(1)
         if usable.any():
             found[name] = metrics.paired_share(expert[usable], control[usable], generator(name))
+    whole, half = (np.array([s.rewards[clip].total for s in experts]) for clip in ("recorded", "truncated"))
+    usable = np.isfinite(whole) & np.isfinite(half)
+    if usable.any():
+        found["truncated_return"] = metrics.paired_share(whole[usable], half[usable], generator("truncated"))
     return {name: found[name] for name in MEASURES if name in found}
 
 

@@ -127,6 +127,21 @@ def auroc_chart(cells: Mapping[str, Mapping[str, Mapping[str, Any] | None]], tit
     return png(figure)
 
 
+def share_chart(shares: Mapping[str, Mapping[str, float]], title: str) -> bytes:
+    """Shares from 0 to 1 as a coloured table, a row for each score; one half is chance."""
+    columns = list(dict.fromkeys(column for own in shares.values() for column in own))
+    values = np.array([[own.get(column, np.nan) for column in columns] for own in shares.values()])
+    figure, axes = _figure(2.4 + 0.75 * len(columns), 1.4 + 0.32 * len(shares))
+    axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(range(len(shares)), list(shares), fontsize=8, parse_math=False)
+    axes.set_title(title, fontsize=10)
+    return png(figure)
+
+
 def score_figure(seconds: Floats, value: Floats, stderr: Floats, title: str) -> bytes:
     """The reward (T,) of one recording over time, and its sum; NaN where it is not valid."""
     figure = Figure(figsize=(6.4, 4.2), dpi=DPI, layout="constrained")

@@ -127,8 +127,9 @@ def _summary(run: Path, manifest: Mapping[str, Any] | None, results: Mapping[str
         parts.append('<p class="missed">The study was made with another model than the one in this run.</p>')
     if results["allow_other_camera"]:
         parts.append("<p>Recordings of other cameras than the model's were allowed in the study.</p>")
-    if results["thin"] > 1 and len(results["estimators"]) > 1:
-        parts.append(f"<p>{escape(', '.join(results['estimators'][1:]))}: every {results['thin']}th frame scored.</p>")
+    if thinned := results["thinned"]:
+        text = ", ".join(f"{name} every {n}th" for name, n in thinned.items())
+        parts.append(f"<p>Frames scored: {escape(text)}.</p>")
     return "".join(parts)
 
 

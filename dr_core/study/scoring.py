@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dr_core.data.episodes import Episode, EpisodeMetadata, read_episode, read_metadata
 from dr_core.data.video import VIDEO_SUFFIXES, write_video
 from dr_core.errors import BagError, ConfigError
-from dr_core.rewards.model import check_estimator
+from dr_core.rewards.model import NOISE_SEED, check_estimator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,7 +135,8 @@ def score(
 def table(scored: Scored, estimator: str, model_hash: str) -> pd.DataFrame:
     """One row per frame: the reward of the transition that led to it, and where the number comes from.
 
-    ``seed`` is the recorded seed of the environment, missing for a real camera; ``stderr`` is that of ``value``.
+    ``noise_seed`` is that of the estimator's draws; ``seed`` is the recorded seed of the environment, missing for a
+    real camera; ``stderr`` is that of ``value``; ``ood`` above 1: hardly a training frame looks as foreign.
     """
     import pandas as pd
 
@@ -150,8 +151,11 @@ def table(scored: Scored, estimator: str, model_hash: str) -> pd.DataFrame:
             "raw": reward.raw,
             "stderr": reward.stderr,
             "valid": reward.valid,
+            "ood": reward.ood,
+            "calls": reward.calls,
             "estimator": estimator,
             "model_hash": model_hash,
+            "noise_seed": NOISE_SEED,
             "seed": pd.array([episode.metadata.seed] * frames, dtype="Int64"),
         }
     )

@@ -33,8 +33,9 @@ def show(results: Mapping[str, Any], console: Console) -> None:
         console.print(table)
     cost = ", ".join(f"{name} {ms:.3g}" for name, ms in results["ms_per_frame"].items())
     console.print(f"ms per frame: {cost}", markup=False, soft_wrap=True)
-    if results["thin"] > 1 and len(results["estimators"]) > 1:
-        console.print(f"{', '.join(results['estimators'][1:])}: every {results['thin']}th frame scored", markup=False)
+    if thinned := results["thinned"]:
+        parts = ", ".join(f"{name} every {n}th" for name, n in thinned.items())
+        console.print(f"frames scored: {parts}", markup=False)
     if left_out := results["left_out"]:
         reasons = Counter(entry["why"] for entry in left_out)
         console.print(

@@ -56,6 +56,9 @@ class SquareModel:
     def imagine(self, tokens: NDArray[np.int64], seed: int = 0) -> NDArray[np.int64]:
         return np.roll(tokens.reshape(-1, 8, 8), 1, axis=2).reshape(-1, 64)
 
+    def wrong_task(self, tokens: NDArray[np.int64], task: str, estimator: str | None = None) -> NDArray[np.float32]:
+        return np.zeros(len(tokens), np.float32)
+
     def score_tokens(
         self,
         clips: Sequence[NDArray[np.int64]],
@@ -287,7 +290,7 @@ def test_thinned_estimators_score_every_nth_frame_and_the_first_all(recordings: 
     study = discrimination.run(model, recordings[:20], estimators=["right", "backwards"], seed=0, thin=4)
     assert model.every == {"right": 1, "backwards": 4}
     assert cell(study, "right", "auroc_100")["value"] == 1 and cell(study, "backwards", "auroc_100")["value"] < 0.2
-    assert "backwards: every 4th frame scored" in shown(study)
+    assert "frames scored: backwards every 4th" in shown(study)
 
 
 def test_failed_experts_and_unfinished_recordings_are_left_out_and_counted(

@@ -52,6 +52,9 @@ class StillModel:
     def imagine(self, tokens: NDArray[np.int64], seed: int = 0) -> NDArray[np.int64]:
         return tokens
 
+    def wrong_task(self, tokens: NDArray[np.int64], task: str, estimator: str | None = None) -> NDArray[np.float32]:
+        return np.zeros(len(tokens), np.float32)
+
     def score_tokens(
         self,
         clips: Sequence[NDArray[np.int64]],

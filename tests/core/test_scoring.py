@@ -54,7 +54,8 @@ class BrightnessModel:
         raw = clip.mean(1).astype(np.float32)
         stderr = np.full_like(raw, 2.0 if estimator == "noisy" else 0.0)
         valid = np.arange(len(clip)) > 0
-        return [SimpleNamespace(value=raw - STATISTICS[task], raw=raw, stderr=stderr, valid=valid, calls=1)]
+        ood = np.full_like(raw, 0.25)
+        return [SimpleNamespace(value=raw - STATISTICS[task], raw=raw, stderr=stderr, valid=valid, calls=1, ood=ood)]
 
 
 def brightening(count: int) -> NDArray[np.uint8]:
@@ -80,7 +81,8 @@ def test_the_table_has_every_frame_with_its_reward_and_provenance(tmp_path: Path
     score(BrightnessModel(), bags, tmp_path / "out", estimator=None, task=None)
     table = pd.read_parquet(tmp_path / "out" / "rewards.parquet")
     assert list(table.columns) == [
-        "episode", "frame", "stamp_ns", "value", "raw", "stderr", "valid", "estimator", "model_hash", "seed"
+        "episode", "frame", "stamp_ns", "value", "raw", "stderr", "valid", "ood", "calls", "estimator", "model_hash",
+        "noise_seed", "seed",
     ]  # fmt: skip
     assert table.episode.tolist() == [str(bags[0])] * 12 + [str(bags[1])] * 12
     first = table[table.episode == str(bags[0])]
@@ -88,6 +90,7 @@ def test_the_table_has_every_frame_with_its_reward_and_provenance(tmp_path: Path
     assert first.stamp_ns.tolist() == [10**9 + k * 10**8 for k in range(12)]
     assert first.raw.tolist() == list(range(12)) and first.value.tolist() == list(range(12))
     assert first.valid.tolist() == [False] + [True] * 11
+    assert set(first.ood) == {0.25} and set(first.calls) == {1} and set(first.noise_seed) == {0}
     assert set(first.estimator) == {"grey"} and set(first.model_hash) == {"0123abcd"} and set(first.seed) == {4}
     second = table[table.episode == str(bags[1])]
     assert np.allclose(second.value, second.raw - 10)  # the statistics of its own task
@@ -192,7 +195,7 @@ def test_the_cursor_column_of_a_frame_is_where_its_point_is_drawn() -> None:
 def test_the_command_writes_whole_or_not_at_all_and_never_overwrites(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(RewardModel, "load", lambda path, device: BrightnessModel())
+    monkeypatch.setattr(RewardModel, "load", lambda path, device, **precision: BrightnessModel())
     bag, out = write_bag(tmp_path / "bags" / "a"), tmp_path / "out"
     command = Score((bag.parent,), model=tmp_path, out=out)
     assert command.run() == 0
