@@ -38,7 +38,7 @@ class EstimatorConfig:
     """paper: draw tokens; false takes the most likely one (the parity mode)."""
     num_steps: int = 8
     """chain: blocks in which the tokens are revealed."""
-    progress_nats: float = 100.0
+    progress_nats: float = 400.0
     """shaped_ratio: what the progress from the first to the last frame of an expert adds up to."""
     wrong_task_nats: float = 20.0
     """shaped_ratio: the most a frame is marked down for looking like another task of the training."""
