@@ -78,6 +78,7 @@ class StreamReward:
     stderr: float
     valid: bool
     ood: float
+    calls: int
 
 
 class Networks(nn.Module):
@@ -465,7 +466,7 @@ class RewardStream:
         del self._tokens[:-window]
         indices = history_indices(len(self._tokens), num_history, spacing, observed=self._observed)[-1]
         history = np.concatenate([self._tokens[i] for i in indices])
-        estimate, stderr, _ = model._estimate(self._settings, history[None], self._tokens[-1][None])
+        estimate, stderr, calls = model._estimate(self._settings, history[None], self._tokens[-1][None])
         ood, wrong_task, progress = model._frames_alone(self._settings, self._tokens[-1][None], self._task)
         self._progress = [*self._progress, float(progress[0])][-RATE_FRAMES - 1 :]
         raw = float(estimate[0])
@@ -476,7 +477,7 @@ class RewardStream:
         self._count += 1
         value = (raw - mean) / std
         valid = math.isfinite(value) and (self._count > spacing or not self._observed)
-        return StreamReward(stamp_ns, value, raw, float(stderr[0]) / std, valid, float(ood[0]))
+        return StreamReward(stamp_ns, value, raw, float(stderr[0]) / std, valid, float(ood[0]), calls)
 
 
 def check_estimator(name: str, usable: Sequence[str]) -> None:

@@ -53,10 +53,11 @@ class Progress(nn.Module):
         frames = rng.permutation(len(codes))[:MAX_FRAMES]
         own = cls(min(CENTRES, len(frames)), codes.shape[1])
         own.centres.copy_(torch.from_numpy(codes[frames[: len(own.centres)]].astype(np.int32)))
-        centre = _embed(own.centres.long(), features).double()
+        features = features.double()
+        centre = _embed(own.centres.long(), features)
         distance = _squared_distance(centre, centre)
         own.bandwidth.copy_(distance.median().clamp(min=1e-6))
-        chosen = _embed(torch.from_numpy(codes[frames].astype(np.int64)), features).double()
+        chosen = _embed(torch.from_numpy(codes[frames].astype(np.int64)), features)
         kernel = torch.exp(-_squared_distance(chosen, centre) / own.bandwidth)  # (frames, P)
         among = torch.exp(-distance / own.bandwidth)
         penalty = RIDGE * len(frames) / len(centre) * among + 1e-6 * torch.eye(len(centre), dtype=torch.float64)
@@ -70,17 +71,20 @@ class Progress(nn.Module):
 
 
 class FittedProgress:
-    """Progress of frames, from 0 to 1; what does not depend on the frames is computed once."""
+    """Progress of frames, from 0 to 1; what does not depend on the frames is computed once.
+
+    In float64: weights of both signs cancel, and a stream must give what a batch gives.
+    """
 
     def __init__(self, progress: Progress, features: Tensor) -> None:
-        self._progress, self._features = progress, features
-        self._centre = _embed(progress.centres.long(), features)  # (P, N·F)
+        self._progress, self._features = progress, features.double()
+        self._centre = _embed(progress.centres.long(), self._features)  # (P, N·F)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """(M, N) codes → (M,); 0.5 without a single expert frame."""
         distance = _squared_distance(_embed(tokens, self._features), self._centre)
         kernel = torch.exp(-distance / self._progress.bandwidth)
-        return (kernel @ self._progress.weight + 0.5).clamp(0, 1)
+        return (kernel @ self._progress.weight.double() + 0.5).clamp(0, 1).float()
 
 
 def rate(progress: NDArray[np.float32]) -> NDArray[np.float32]:

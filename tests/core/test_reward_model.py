@@ -25,6 +25,7 @@ from dr_core.errors import CheckpointError, ConfigError, OutputInUseError
 from dr_core.presets import PRESETS, EstimatorConfig, EstimatorName, RewardModelConfig
 from dr_core.rewards import entropy
 from dr_core.rewards.model import ClipReward, Networks, RewardModel, RewardStream, looks_at_outcome
+from dr_core.rewards.progress import rate
 from dr_core.rewards.train import train_reward
 from tests.core.moving_square import moving_square, record, record_set
 
@@ -102,7 +103,7 @@ def pushed(stream: RewardStream, frames: NDArray[np.uint8]) -> ClipReward:
     value, raw, stderr, ood = (
         np.array([getattr(r, name) for r in parts], np.float32) for name in ("value", "raw", "stderr", "ood")
     )
-    return ClipReward(value, raw, stderr, np.array([r.valid for r in parts]), calls=0, ood=ood)
+    return ClipReward(value, raw, stderr, np.array([r.valid for r in parts]), parts[0].calls, ood)
 
 
 def assert_close(got: NDArray[Any], want: NDArray[Any], name: str, tolerance: float = 1e-5) -> None:
@@ -118,7 +119,8 @@ def assert_same(one: ClipReward, other: ClipReward, name: str) -> None:
     scale = max(float(one.value.std()), 0.1 * float(np.abs(one.value).max()))
     assert_close(other.value, one.value, name, 1e-5 * scale)
     np.testing.assert_array_equal(other.valid, one.valid)
-    assert other.stderr.shape == one.stderr.shape
+    assert other.stderr.shape == one.stderr.shape and other.calls == one.calls
+    np.testing.assert_allclose(other.ood, one.ood, rtol=0, atol=1e-5)
 
 
 # ---- what the numbers mean ----
@@ -195,6 +197,33 @@ def test_the_ratio_of_one_behaviour_to_itself_is_zero() -> None:
 )  # fmt: skip
 def test_the_cost_is_told(name: str, calls: int, model: RewardModel) -> None:
     assert score(model, clip(length=2), name).calls == calls
+
+
+def test_the_shaped_ratio_is_the_sum_of_its_terms(model: RewardModel) -> None:
+    frames = clip(length=14)
+    codes = model.tokenize(frames)
+    settings = model.config.estimator
+    with torch.inference_mode():
+        progress = model._progress(torch.from_numpy(codes)).numpy()
+    terms = settings.progress_nats * rate(progress) + model.wrong_task(codes, "push", "shaped_ratio")
+    want = score(model, frames, "ratio").raw + terms
+    np.testing.assert_allclose(score(model, frames, "shaped_ratio").raw, want, rtol=0, atol=1e-4)
+    assert model.wrong_task(codes, "push", "ratio").tolist() == [0] * 14
+    assert model.wrong_task(codes, "fly", "shaped_ratio").tolist() == [0] * 14, "a task that is not known"
+    # Standing still earns what the ratio gives, and nothing for progress.
+    still = frames[-1:].repeat(14, 0)
+    terms = model.wrong_task(model.tokenize(still), "push", "shaped_ratio")
+    want = score(model, still, "ratio").raw + terms
+    np.testing.assert_allclose(score(model, still, "shaped_ratio").raw, want, rtol=0, atol=1e-4)
+
+
+def test_what_the_camera_never_saw_is_flagged(model: RewardModel) -> None:
+    frames = clip(length=14)
+    own = score(model, frames, "one_pass").ood
+    assert np.median(own) < 1
+    for foreign in (255 - frames, np.zeros_like(frames), np.roll(frames, 24, axis=1)):
+        assert np.median(score(model, foreign, "one_pass").ood) > max(1.0, np.median(own) + 0.5)
+    assert np.isnan(score(random_model(), frames, "one_pass", None).ood).all(), "nothing to compare with"
 
 
 # ---- one number, however the frames arrive ----
