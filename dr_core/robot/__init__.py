@@ -1,1 +1,0 @@
-"""What nodes on a robot do, without ROS: gates of camera frames, live rewards, recordings."""
