@@ -228,6 +228,8 @@ def test_training_goes_on_from_it_and_a_stopped_run_ends_the_same(
     assert whole.manifest["started_from"] == start.model_hash
     assert not (tmp_path / "whole" / "codec").exists()
     for name, value in start.tensors.items():
+        if name.startswith(("familiarity.", "progress.")):  # fitted to the experts, which the start did not have
+            continue
         trained = name.startswith(("video.", "diffusion.")) and name != "video.condition_codes.weight"
         assert torch.equal(value, whole.tensors[name]) is not trained, name
         # Six steps of warm-up do not lead far from where they began.
