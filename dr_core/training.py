@@ -10,12 +10,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dr_core.checkpoint import MANIFEST, load_checkpoint, load_weights, remove_unfinished, save_checkpoint
 from dr_core.errors import CheckpointError, UserError
+from dr_core.stopping import stop_requested
 
 METRICS = "metrics.jsonl"
 
@@ -86,23 +84,6 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The whole lines of a ``metrics.jsonl``; a last line torn by a kill is left out."""
     lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
     return [json.loads(line) for line in lines]
-
-
-@contextmanager
-def stop_requested() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of raising, so that a step is never left half done."""
-    received: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        del frame
-        received.append(number)
-
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def train(stage: Stage, run: Path, metrics: Metrics, *, log_every: int = 10, checkpoint_every_s: float = 30.0) -> None:

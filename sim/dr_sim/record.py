@@ -24,6 +24,7 @@ import numpy as np
 from dr_core.data.episodes import EpisodeMetadata, EpisodeWriter, read_metadata
 from dr_core.errors import OutputInUseError, UserError
 from dr_core.files import exclusive
+from dr_core.stopping import stop_requested
 from dr_sim.environment import SimulatedEnvironment
 from dr_sim.environments import make_environment, make_expert
 from dr_sim.experts import MixedPolicy
@@ -105,8 +106,8 @@ def record(
     """Record what is missing below `out` and return one `Group` for each task and quality.
 
     Pure experts (quality 0) are recorded until `episodes` of them succeeded; failures are kept as such. For
-    other qualities exactly `episodes` are recorded, whatever their outcome. Seeds count up from `seed`. A
-    KeyboardInterrupt lets the running episodes finish, so that only whole bags are left.
+    other qualities exactly `episodes` are recorded, whatever their outcome. Seeds count up from `seed`. After
+    SIGINT or SIGTERM the running episodes finish, so that only whole bags are left, then KeyboardInterrupt is raised.
 
     Args:
         tasks: resolved names.
@@ -118,7 +119,7 @@ def record(
         UserError: a worker died or could not write.
     """
     groups = [Group(task, quality, episodes, seed) for task in tasks for quality in qualities]
-    with exclusive(out), _worker_pool(workers) as pool:
+    with exclusive(out), stop_requested() as stop, _worker_pool(workers) as pool:
         running: dict[Future[EpisodeResult], Group] = {}
 
         def advance(group: Group) -> None:
@@ -145,7 +146,9 @@ def record(
             for _ in range(episodes):
                 advance(group)
         while running:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            if stop:
+                raise KeyboardInterrupt
             for future in done:
                 group = running.pop(future)
                 result = future.result()

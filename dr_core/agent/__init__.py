@@ -1,1 +1,0 @@
-"""Policies: what turns observations into actions in [-1, 1]."""
