@@ -159,7 +159,7 @@ def run(
                 trained = out / (arm.trained_as or name).replace(" ", "_") / f"seed_{seed}"
                 _train(compared[arm.trained_as or name], data, trained, seed, shared, device)
                 _study(arm, trained / "model", folder, test, device, console)
-    summary = summarise(out, compared, seeds)
+    summary = summarise(out, compared)
     write(summary, out)
     return summary
 
@@ -214,8 +214,8 @@ def _study(arm: Arm, trained: Path, folder: Path, test: Sequence[Path], device: 
 # ---- comparing ----
 
 
-def summarise(out: Path, compared: dict[str, Arm], seeds: Sequence[int]) -> dict[str, Any]:
-    """Mean over the seeds of every measure of every finished arm.
+def summarise(out: Path, compared: dict[str, Arm]) -> dict[str, Any]:
+    """Mean over the seeds finished so far of every measure of every arm.
 
     Intervals are those of the episodes (the mean over seeds of the 95 % bootstrap intervals); ``lowest`` and
     ``highest`` are the extremes over the seeds.
@@ -223,8 +223,8 @@ def summarise(out: Path, compared: dict[str, Arm], seeds: Sequence[int]) -> dict
     rows: list[dict[str, Any]] = []
     blocks: dict[str, list[str]] = {}
     for name, arm in compared.items():
-        paths = [out / name.replace(" ", "_") / f"seed_{seed}" / "study" / RESULTS for seed in seeds]
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+        paths = sorted((out / name.replace(" ", "_")).glob(f"seed_*/study/{RESULTS}"))
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         if not found:
             continue
         blocks = found[0]["blocks"]
@@ -253,7 +253,6 @@ def summarise(out: Path, compared: dict[str, Arm], seeds: Sequence[int]) -> dict
                         )
     return {
         "blocks": blocks,
-        "seeds": list(seeds),
         "measures": MEASURES,
         "arms": {n: {"difference": arm.difference, "config": to_mapping(arm.config)} for n, arm in compared.items()},
         "rows": rows,
