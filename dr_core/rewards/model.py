@@ -294,8 +294,7 @@ class RewardModel:
         start = 0
         for clip in clips:
             part = slice(start, start + len(clip))
-            if settings.name == "shaped_ratio":
-                raw[part] += wrong_task[part] + settings.progress_nats * rate(progress[part])
+            raw[part] += wrong_task[part] + settings.progress_nats * rate(progress[part])
             value = ((raw[part] - mean) / std).astype(np.float32)
             valid = np.isfinite(value)
             if observed:
@@ -312,7 +311,13 @@ class RewardModel:
         Returns:
             (T,) nats, at most 0; 0 for estimators that do not look at the task, and for tasks not in training.
         """
-        return self._frames_alone(self.estimator(estimator), tokens, task)[1]
+        if self.estimator(estimator).name != "shaped_ratio" or task not in self.tasks:
+            return np.zeros(len(tokens), np.float32)
+        most = self.config.estimator.wrong_task_nats
+        marks = self.networks.familiarity.wrong_task(
+            torch.from_numpy(tokens).to(self.device), self.tasks.index(task), most
+        )
+        return marks.cpu().numpy()
 
     def stream(self, *, task: str | None = None, estimator: str | None = None) -> RewardStream:
         """A reward per pushed frame, the same numbers as ``score`` gives for the whole clip."""
@@ -469,10 +474,8 @@ class RewardStream:
         estimate, stderr, calls = model._estimate(self._settings, history[None], self._tokens[-1][None])
         ood, wrong_task, progress = model._frames_alone(self._settings, self._tokens[-1][None], self._task)
         self._progress = [*self._progress, float(progress[0])][-RATE_FRAMES - 1 :]
-        raw = float(estimate[0])
-        if self._settings.name == "shaped_ratio":
-            rates = rate(np.array(self._progress, np.float32))
-            raw += float(wrong_task[0]) + self._settings.progress_nats * float(rates[-1])
+        rates = rate(np.array(self._progress, np.float32))
+        raw = float(estimate[0]) + float(wrong_task[0]) + self._settings.progress_nats * float(rates[-1])
         mean, std = model.statistics(self._settings.name, self._task)
         self._count += 1
         value = (raw - mean) / std

@@ -191,8 +191,8 @@ def _train(
         codec = load_checkpoint(newest_checkpoint(out / "codec"))
         load_weights(networks.codec, codec.tensors, "codec.", codec.path)
     else:
-        networks.familiarity, networks.progress = origin.networks.familiarity, origin.networks.progress
-        networks.load_state_dict(origin.networks.state_dict())
+        for part in ("codec", "video", "diffusion"):  # the rest is fitted to the new experts
+            getattr(networks, part).load_state_dict(getattr(origin.networks, part).state_dict())
     networks.codec.eval()
     scorer = RewardModel(config.model, networks, {"tasks": [], "statistics": {}}, device)
     tokens = token_store(out / "tokens", frames, scorer.tokenize)

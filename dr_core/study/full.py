@@ -7,7 +7,6 @@ its own (the `paper` preset trains that). Runs and studies that are finished are
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import shutil
@@ -32,6 +31,7 @@ from dr_core.rewards.train import train_reward
 from dr_core.study import discrimination
 from dr_core.study.discrimination import MEASURES, RESULTS, TRIVIAL
 from dr_core.study.plots import auroc_chart, share_chart
+from dr_core.study.report import figure_html, table_html
 
 SUMMARY, TABLE, REPORT = "summary.json", "table.csv", "report.html"
 FOLDERS = ("expert", "background", "test")
@@ -362,13 +362,8 @@ def _page(summary: dict[str, Any], pictures: dict[str, bytes]) -> str:
             continue
         parts.append(f"<h2>{block} tasks</h2><p>{escape(', '.join(tasks))}</p>")
         for name in (f"auroc_{block}.png", f"controls_{block}.png"):
-            data = base64.b64encode(pictures[name]).decode("ascii")
-            parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
-        for measures in (LEVELS, ORDERS, SPEED):
-            header, *lines = table_of(summary, block, measures)
-            body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in line) + "</tr>" for line in lines)
-            head = "".join(f"<th>{escape(c)}</th>" for c in header)
-            parts.append(f"<table><tr>{head}</tr>{body}</table>")
+            parts.append(figure_html(pictures[name], name))
+        parts += [table_html(table_of(summary, block, measures)) for measures in (LEVELS, ORDERS, SPEED)]
     head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Study</title><style>{_STYLE}</style>'
     return head + "".join(parts) + "</html>\n"
 

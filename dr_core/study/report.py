@@ -161,7 +161,7 @@ def _training(run: Path) -> str:
         for key, pairs in keys.items():
             steps, values = np.array(pairs, np.float64).T
             picture = plots.training_curve(steps, values, stage, key)
-            figures.append(_figure(picture, f"{stage}: {key} over the optimiser steps"))
+            figures.append(figure_html(picture, f"{stage}: {key} over the optimiser steps"))
     return f'<div class="grid">{"".join(figures)}</div>' + _caption(
         "Thin: every step. Thick: running mean. PSNR: how close reconstructed frames are; at 25 dB small parts "
         "are lost, at 35 dB it hardly shows. Perplexity: how many codes are really in use."
@@ -181,7 +181,7 @@ def _pictures(
         kind = "seen" if entry["seen"] else "unseen"
         columns = [f"frame {frame + later}" for frame in entry["frames"]]
         text = f"{entry['task']} ({kind} in training), {entry['path']}"
-        parts.append(_figure(plots.frame_rows(rows, columns), text))
+        parts.append(figure_html(plots.frame_rows(rows, columns), text))
     if not parts:
         return "<p>No recording was long enough to show.</p>"
     explained = {
@@ -202,7 +202,7 @@ def _curves(run: Path, results: Mapping[str, Any] | None, examples: Mapping[str,
     parts = []
     for block, own in results["blocks"].items():
         if own:
-            figures = [_figure(plots.reward_curves(tasks[task], task), f"reward over time, {task}") for task in own]
+            figures = [figure_html(plots.reward_curves(tasks[task], task), f"reward over time, {task}") for task in own]
             parts.append(f'<h3>{escape(block)} tasks</h3><div class="grid">{"".join(figures)}</div>')
     return "".join(parts) + _caption(
         f"Reward {results['estimators'][0]}. Thin: single recordings. Thick: their mean while at least half of them go "
@@ -232,13 +232,13 @@ def _tables(run: Path, results: Mapping[str, Any] | None) -> str:
             }
             for name, tables in results["scores"].items()
         }
-        chart = _figure(plots.auroc_chart(cells, f"{block} tasks"), f"AUROC of each score, {block} tasks")
+        chart = figure_html(plots.auroc_chart(cells, f"{block} tasks"), f"AUROC of each score, {block} tasks")
         parts.append(f"<h3>{escape(block)} tasks: {escape(', '.join(own))}</h3>")
-        parts.append(chart + _table(table_of(results, "blocks", block)))
+        parts.append(chart + table_html(table_of(results, "blocks", block)))
     parts.append("<h3>Task by task</h3>")
     for own in results["blocks"].values():
         for task in own:
-            inside = _table(table_of(results, "tasks", task))
+            inside = table_html(table_of(results, "tasks", task))
             parts.append(f"<details><summary>{escape(task)}</summary>{inside}</details>")
     left_out = results["left_out"]
     if left_out:
@@ -252,7 +252,7 @@ def _cost(run: Path, results: Mapping[str, Any] | None) -> str:
         return _no_study(run)
     rows = [["part", "ms per frame"], *([name, f"{ms:.3g}"] for name, ms in results["ms_per_frame"].items())]
     device = results.get("command", {}).get("device", "cpu")
-    return _table(rows) + _caption(
+    return table_html(rows) + _caption(
         f"Measured during the study on {device} ({results['machine']}), many frames at a time. A reward costs one "
         "encoding and its own row; decoding is for pictures and for codec_psnr only."
     )
@@ -274,19 +274,21 @@ def _provenance(run: Path, manifest: Mapping[str, Any] | None, results: Mapping[
         rows.append(["machine of the study", str(results["machine"])])
     config = run / "model" / "config.yaml"
     text = _flat_yaml(config) if config.is_file() else "no config.yaml"
-    return _table(rows, wrap=True) + f"<h3>Configuration</h3><pre>{escape(text)}</pre>"
+    return table_html(rows, wrap=True) + f"<h3>Configuration</h3><pre>{escape(text)}</pre>"
 
 
 # ---- pieces ----
 
 
-def _figure(picture: bytes, text: str) -> str:
+def figure_html(picture: bytes, text: str) -> str:
+    """A PNG in the page itself, with its caption."""
     data = base64.b64encode(picture).decode("ascii")
     label = escape(text, quote=True)
     return f'<figure><img src="data:image/png;base64,{data}" alt="{label}"><figcaption>{label}</figcaption></figure>'
 
 
-def _table(rows: Sequence[Sequence[str]], *, wrap: bool = False) -> str:
+def table_html(rows: Sequence[Sequence[str]], *, wrap: bool = False) -> str:
+    """Rows of text, the header first; nothing in them is taken for HTML."""
     header, *lines = rows
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
