@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +34,14 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run([sys.executable, *arguments], env=variables, capture_output=True, text=True, timeout=300)
 
     return run
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: sums in one order, and no fight over the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from dr_core.rewards import train as reward_training
 from dr_core.rewards.model import RewardModel
 from dr_core.training import read_metrics
 from tests.core.moving_square import moving_square, record_set
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_open.npz"
 # sha256 of the lines "name shape" of a published video model's state dict, sorted.
@@ -84,14 +86,6 @@ def published_files(folder: Path, config: RewardModelConfig, salt: str, *, with_
     torch.save(plain, folder / "vqgan.pt")
     torch.save(content, folder / "video.pth")
     return folder / "vqgan.pt", folder / "video.pth"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,14 +196,6 @@ def test_stopped_by_ctrl_c_and_then_killed_at_random_instants_it_ends_the_same(
 def _opened_ns(out: Path) -> int:
     """Changes when a process begins to work in the directory, after its imports."""
     return max((file.stat().st_mtime_ns for file in out.glob("tensorboard/*")), default=0)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # ---- mistakes: in this process, before anything is trained ----
