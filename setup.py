@@ -70,6 +70,9 @@ setup(
             "gymnasium>=1.1",
             "gymnasium-robotics>=1.4",
         ],
+        # The stand-in for rclpy, for tests and demos on machines without ROS 2.
+        "embedded": ["cyclonedds>=11.0.1,<12"],
+        "realsense": ["pyrealsense2>=2.55"],
         "test": ["pytest>=8", "hypothesis>=6.100", "setuptools>=70.1", "mcap-ros2-support>=0.5"],
         "dev": ["ruff>=0.6", "mypy>=1.11", "types-PyYAML"],
     },

@@ -1,0 +1,1 @@
+"""Policies: what turns observations into actions in [-1, 1]."""

@@ -1,0 +1,1 @@
+"""What nodes on a robot do, without ROS: gates of camera frames, live rewards, recordings."""

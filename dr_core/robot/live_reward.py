@@ -1,0 +1,192 @@
+"""Rewards of a camera's frames as they arrive, and of a recording in the same way: equal frames give equal numbers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dr_core.data.images import DamagedImage, ImageRule
+from dr_core.data.messages import choose_image_channel, decode_image
+from dr_core.data.storage import locate, refuse_damage, scan, survey
+from dr_core.errors import ConfigError
+from dr_core.robot.frames import DEFAULT_RULES, FrameGate, FrameRules, Spacing
+
+if TYPE_CHECKING:
+    from dr_core.rewards.model import RewardModel, StreamReward
+
+
+class Stream(Protocol):
+    """What scores the frames; ``dr_core.rewards.model.RewardStream`` is one."""
+
+    def push(self, frame: NDArray[np.uint8], stamp_ns: int) -> StreamReward | None: ...
+
+    def reset(self) -> None: ...
+
+
+class FrameReward(NamedTuple):
+    """The reward of one camera frame; fields as in ``dr_core.rewards.model.StreamReward``.
+
+    ``valid`` also takes the camera's faults into account. ``value`` is NaN where there is no number.
+    """
+
+    stamp_ns: int
+    value: float
+    raw: float
+    stderr: float
+    valid: bool
+    ood: float
+
+
+class Judged(NamedTuple):
+    """What became of one frame: its reward (None: dropped, or between two frames of the model) and what is wrong."""
+
+    reward: FrameReward | None
+    cause: str
+
+
+class LiveReward:
+    """Gate, frame spacing, crop and reward of one camera.
+
+    Args:
+        stream: scores the frames.
+        rule: crop and size of the model's frames.
+        rules: what the camera has to deliver.
+        spacing_ns: time between the model's frames; 0 scores every frame.
+        ood_limit: rewards of frames less familiar than this are invalid; 0: of none.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        rule: ImageRule,
+        rules: FrameRules = DEFAULT_RULES,
+        *,
+        spacing_ns: int = 0,
+        ood_limit: float = 0.0,
+    ) -> None:
+        self.gate = FrameGate(rules)
+        self._stream, self._rule, self._ood_limit = stream, rule, ood_limit
+        self._spacing = Spacing(spacing_ns)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Frames by fault."""
+        return self.gate.counts
+
+    def push(self, frame: NDArray[np.uint8], stamp_ns: int, now_ns: int) -> Judged:
+        """Score one frame (H, W, 3) RGB.
+
+        Raises:
+            UserError: the camera cannot be used: no stamps, or a resolution other than declared.
+        """
+        verdict = self.gate.check(stamp_ns, now_ns, frame)
+        if not verdict.accept:
+            return Judged(None, verdict.cause)
+        if verdict.restart:
+            self._restart()
+        choice = self._spacing.pick(stamp_ns)
+        if choice == "skip":
+            return Judged(None, verdict.cause)
+        causes = [verdict.cause] if verdict.cause else []
+        valid = verdict.valid
+        if choice == "late":
+            self._stream.reset()
+            valid = False
+            causes.append("the camera is too slow for the frame spacing of the model")
+            self.counts["late"] += 1
+        reward = self._score(self._rule.apply(frame), stamp_ns, causes)
+        if self._ood_limit and reward.ood > self._ood_limit:
+            valid = False
+            causes.append(f"unlike the training frames (score {reward.ood:.1f})")
+            self.counts["unfamiliar"] += 1
+        return Judged(reward._replace(valid=reward.valid and valid), "; ".join(causes))
+
+    def _score(self, image: NDArray[np.uint8], stamp_ns: int, causes: list[str]) -> FrameReward:
+        try:
+            reward = self._stream.push(image, stamp_ns)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and "out of memory" not in str(error):
+                raise
+            self._restart()
+            causes.append("out of memory")
+            self.counts["out_of_memory"] += 1
+            return FrameReward(stamp_ns, math.nan, math.nan, math.nan, False, math.nan)
+        assert reward is not None, "the gate lets only increasing stamps pass"
+        value = reward.value
+        if not math.isfinite(value):
+            causes.append("the reward is not a number")
+            self.counts["not_a_number"] += 1
+            value = math.nan
+        return FrameReward(stamp_ns, value, reward.raw, reward.stderr, reward.valid, reward.ood)
+
+    def _restart(self) -> None:
+        self._stream.reset()
+        self._spacing.reset()
+
+
+def relabel(
+    path: Path,
+    model: RewardModel,
+    *,
+    task: str | None = None,
+    estimator: str | None = None,
+    rule: ImageRule | None = None,
+    rules: FrameRules = DEFAULT_RULES,
+    spacing_ns: int = 0,
+    ood_limit: float = 0.0,
+    image_topic: str | None = None,
+) -> list[FrameReward]:
+    """The rewards that a live node gives for the frames of a bag, in the order in which they arrived.
+
+    Arguments are those of the node; a node that missed its deadline has fewer.
+
+    Raises:
+        BagError: as :func:`~dr_core.data.episodes.read_episode`.
+        ConfigError: a task or an estimator that the model does not have.
+    """
+    live = LiveReward(
+        model.stream(task=known_task(model, task), estimator=estimator),
+        rule or model.config.image,
+        rules,
+        spacing_ns=spacing_ns,
+        ood_limit=ood_limit,
+    )
+    bag = locate(path)
+    refuse = refuse_damage(path)
+    camera = choose_image_channel(path, survey(bag, refuse).counts, image_topic)
+    rewards = []
+    now_ns = 0
+    for message in scan(bag, {camera.topic}, refuse):
+        # The clock of a recording is that of its messages' arrival, which only goes forward.
+        now_ns = max(now_ns, message.log_time_ns)
+        try:
+            stamp_ns, frame = decode_image(message)
+        except DamagedImage:
+            continue
+        judged = live.push(frame, stamp_ns, now_ns)
+        if judged.reward is not None:
+            rewards.append(judged.reward)
+    return rewards
+
+
+def known_task(model: RewardModel, task: str | None) -> str | None:
+    """The task itself; None for no task.
+
+    Raises:
+        ConfigError: the model was not trained on it.
+    """
+    if not task:
+        return None
+    if task not in model.tasks:
+        raise ConfigError(
+            f"task {task!r}",
+            expected=f"one the model was trained on: {', '.join(model.tasks) or '(none)'}",
+            found="another",
+            next_step="name one of those, or none to standardise by all training tasks",
+        )
+    return task

@@ -1,0 +1,156 @@
+"""Who is in the system: nodes from `ros_discovery_info`, endpoints from DDS discovery.
+
+Nothing listens in the background: questions read what has arrived so far.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from cyclonedds.builtin import (
+    BuiltinDataReader,
+    BuiltinTopicDcpsParticipant,
+    BuiltinTopicDcpsPublication,
+    BuiltinTopicDcpsSubscription,
+)
+from cyclonedds.core import InstanceState, ReadCondition, SampleState, ViewState
+from cyclonedds.qos import Policy, Qos
+
+from dr_embedded import cyclone
+from dr_embedded.message import deserialize, message_class, serialize
+from dr_embedded.wire import Participant
+
+TOPIC = "ros_discovery_info"
+INFO_TYPE = "rmw_dds_common/msg/ParticipantEntitiesInfo"
+INFINITE_NS = 2**63 - 1
+MANY = 10_000
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A reader or writer as discovery tells it; names and types are those of DDS."""
+
+    gid: bytes
+    topic: str
+    type_name: str
+    qos: Qos
+    node: tuple[str, str]  # (name, namespace)
+
+    @property
+    def user_data(self) -> dict[str, str]:
+        """The `key=value;` pairs that ROS 2 attaches."""
+        return parse_user_data(self.qos)
+
+
+def parse_user_data(qos: Qos) -> dict[str, str]:
+    policy = qos[Policy.Userdata]
+    text = policy.data.decode("utf-8", "replace") if policy else ""
+    return dict(pair.split("=", 1) for pair in text.split(";") if "=" in pair)
+
+
+UNKNOWN_NODE = ("_NODE_NAME_UNKNOWN_", "_NODE_NAMESPACE_UNKNOWN_")
+
+
+class Graph:
+    """Announces the nodes of this process and answers questions about all nodes."""
+
+    def __init__(self, participant: Participant) -> None:
+        self._participant = participant
+        self._lock = threading.RLock()
+        self._local: dict[tuple[str, str], tuple[set[bytes], set[bytes]]] = {}  # readers and writers per node
+        self._infos: dict[bytes, Any] = {}
+        common = [
+            Policy.Reliability.Reliable(INFINITE_NS),
+            Policy.Durability.TransientLocal,
+            Policy.DataRepresentation(use_cdrv0_representation=True),
+        ]
+        last = Policy.History.KeepLast(1)
+        service = Policy.DurabilityService(0, last, -1, -1, -1)
+        lifecycle = Policy.WriterDataLifecycle(autodispose=False)
+        self._writer = participant.writer(TOPIC, INFO_TYPE, Qos(*common, last, service, lifecycle))
+        self._reader = participant.reader(TOPIC, INFO_TYPE, Qos(*common, Policy.History.KeepAll))
+        self._sertype = cyclone.sertype_of(self._writer)
+        self._builtin: dict[str, tuple[BuiltinDataReader, ReadCondition]] = {}
+
+    def change(
+        self,
+        node: tuple[str, str],
+        *,
+        readers: Set[bytes] = frozenset(),
+        writers: Set[bytes] = frozenset(),
+        gone: bool = False,
+    ) -> None:
+        """Add the endpoints with these GIDs to (name, namespace), or with `gone` take them away; then announce."""
+        with self._lock:
+            known_readers, known_writers = self._local.setdefault(node, (set(), set()))
+            if gone:
+                known_readers -= readers
+                known_writers -= writers
+            else:
+                known_readers |= readers
+                known_writers |= writers
+            self._announce()
+
+    def remove_node(self, node: tuple[str, str]) -> None:
+        with self._lock:
+            self._local.pop(node, None)
+            self._announce()
+
+    def _announce(self) -> None:
+        gid, entities = message_class("rmw_dds_common/msg/Gid"), message_class("rmw_dds_common/msg/NodeEntitiesInfo")
+
+        def gids(raw: set[bytes]) -> list[Any]:
+            return [gid(data=np.frombuffer(one, np.uint8)) for one in sorted(raw)]
+
+        info = message_class(INFO_TYPE)(gid=gid(data=np.frombuffer(self._participant.guid, np.uint8)))
+        info.node_entities_info_seq = [
+            entities(
+                node_name=name, node_namespace=namespace, reader_gid_seq=gids(readers), writer_gid_seq=gids(writers)
+            )
+            for (name, namespace), (readers, writers) in self._local.items()
+        ]
+        cyclone.write(self._writer, self._sertype, serialize(info))
+
+    def _read_builtin(self, topic: Any) -> list[Any]:
+        key = str(topic._ref)
+        if key not in self._builtin:
+            reader = BuiltinDataReader(self._participant.dds, topic)
+            condition = ReadCondition(reader, ViewState.Any | SampleState.Any | InstanceState.Alive)
+            self._builtin[key] = (reader, condition)
+        reader, condition = self._builtin[key]
+        return list(reader.read(N=MANY, condition=condition))
+
+    def _alive_infos(self) -> list[Any]:
+        with self._lock:
+            while (sample := cyclone.take(self._reader)) is not None:
+                info: Any = deserialize(sample[0], message_class(INFO_TYPE))
+                self._infos[info.gid.data.tobytes()] = info
+            alive = {found.key.bytes for found in self._read_builtin(BuiltinTopicDcpsParticipant)}
+            # Humble sends 24 bytes, of which the first 16 are the GUID; they arrive as 16 here or not at all.
+            self._infos = {gid: info for gid, info in self._infos.items() if gid in alive}
+            return list(self._infos.values())
+
+    def nodes(self) -> list[tuple[str, str]]:
+        """(name, namespace) of every node, this process's included."""
+        return [
+            (node.node_name, node.node_namespace)
+            for info in self._alive_infos()
+            for node in info.node_entities_info_seq
+        ]
+
+    def endpoints(self, *, writers: bool) -> Iterator[Endpoint]:
+        """All writers, or all readers, of all topics."""
+        owners = {}
+        for info in self._alive_infos():
+            for node in info.node_entities_info_seq:
+                for gid in node.writer_gid_seq if writers else node.reader_gid_seq:
+                    owners[gid.data.tobytes()] = (node.node_name, node.node_namespace)
+        with self._lock:
+            found = self._read_builtin(BuiltinTopicDcpsPublication if writers else BuiltinTopicDcpsSubscription)
+        for one in found:
+            gid = one.key.bytes
+            yield Endpoint(gid, one.topic_name, one.type_name, one.qos, owners.get(gid, UNKNOWN_NODE))

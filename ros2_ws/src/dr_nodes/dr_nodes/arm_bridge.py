@@ -1,0 +1,200 @@
+"""The only publisher of robot commands: what agents or people want goes through the safety gate, then to the robot.
+
+Wanted motion comes on desired_twist (geometry_msgs/TwistStamped, base frame) or, for joint commands, desired_joints
+(sensor_msgs/JointState); header.stamp is that of the observation behind it. The gate repeats what it allows at 50 Hz.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+from dr_interfaces.msg import GateState as GateStateMessage
+from dr_interfaces.srv import ResetGate
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, Float64
+
+from dr_core.errors import UserError
+from dr_core.safety.gate import Command, GateOutput, GateState, Interlocks, Kind, RobotState, SafetyGate
+from dr_core.safety.limits import load_robot
+from dr_nodes import convert
+from dr_nodes.common import ERROR, OK, WARN, ManagedNode, Param, command_qos, run
+from dr_nodes.messages import COMMANDS, gate_state, robot_command, twist_to_values
+
+KINDS: dict[str, Kind] = {
+    "twist": "twist",
+    "trajectory": "joint_position",
+    "joint_positions": "joint_position",
+    "joint_velocities": "joint_velocity",
+}
+LEVELS = {GateState.IDLE: OK, GateState.ACTIVE: OK, GateState.HOLD: WARN, GateState.STOPPED: ERROR}
+PARAMETERS = (
+    Param("robot_file", "", "YAML file of the robot with its limits; the bridge refuses to work without"),
+    Param("command_type", "twist", "which of the robot's command topics is used", choices=tuple(COMMANDS)),
+    Param("use_deadman", False, "move only while the topic deadman (std_msgs/Bool) says true"),
+)
+CHECK_PERIOD_S = 0.1  # of the graph, and between repeated GateState messages
+
+
+class ArmBridge(ManagedNode):
+    """Collects what the gate wants to know, asks it, sends what it allows."""
+
+    def __init__(self) -> None:
+        super().__init__("arm_bridge", PARAMETERS)
+        self.gate: Any = None
+
+    def configure(self) -> None:
+        self.robot = load_robot(self.value("robot_file"))
+        self.limits, topics = self.robot.limits, self.robot.topics
+        self.command_type = self.value("command_type")
+        self.gate = SafetyGate(self.limits, KINDS[self.command_type])
+        self.joints: tuple[int, Any, Any] | None = None
+        self.tool: tuple[int, Any] | None = None
+        self.estop = False
+        self.held_ns: int | None = None
+        self.faults: tuple[str, ...] = ()
+        self.said: GateOutput | None = None
+        qos = command_qos(2.0 * self.limits.period_s)
+        self.commands = self.create_lifecycle_publisher(
+            COMMANDS[self.command_type], getattr(topics, self.command_type), qos
+        )
+        self.gripper = self.create_lifecycle_publisher(Float64, topics.gripper, 1)
+        self.states = self.create_lifecycle_publisher(GateStateMessage, "gate_state", 10)
+        wanted = (TwistStamped, "desired_twist", self.on_twist)
+        if self.gate.kind != "twist":
+            wanted = (JointState, "desired_joints", self.on_joints_wanted)
+        self.inputs = [
+            self.create_subscription(kind, topic, callback, depth)
+            for kind, topic, callback, depth in (
+                (*wanted, 10),  # ten, so that bad ones in a burst are seen and counted
+                (Float64, "desired_gripper", self.on_gripper, 1),
+                (JointState, topics.joint_states, self.on_joint_states, 1),
+                (PoseStamped, topics.tool_pose, self.on_tool_pose, 1),
+                (Bool, topics.estop, self.on_estop, 10),
+                (Bool, "deadman", self.on_deadman, 1),
+            )
+        ]
+        self.wanted = self.inputs[0]
+        self.reset_service = self.create_service(ResetGate, "~/reset_gate", self.on_reset)
+
+    def activate(self) -> None:
+        self.beats = [
+            self.create_timer(self.limits.period_s, self.step),
+            self.create_timer(CHECK_PERIOD_S, self.check_graph),
+        ]
+
+    def deactivate(self) -> None:
+        for timer in self.beats:
+            self.destroy_timer(timer)
+
+    def cleanup(self) -> None:
+        if self.gate is None:
+            return
+        self.gate = None
+        for subscription in self.inputs:
+            self.destroy_subscription(subscription)
+        for publisher in (self.commands, self.gripper, self.states):
+            self.destroy_lifecycle_publisher(publisher)
+        self.destroy_service(self.reset_service)
+
+    def step(self, command: Command | None = None) -> None:
+        """Ask the gate, send what it allows, tell when its mind changes."""
+        if not self.active:
+            return
+        output = self.gate.step(time.monotonic_ns(), command, self.robot_state(), self.interlocks())
+        if output.allowed is not None:
+            self.commands.publish(robot_command(self.command_type, self.robot, self.now_ns(), output.allowed))
+        if self.said is None or (output.state, output.causes) != (self.said.state, self.said.causes):
+            self.say(output)
+
+    def check_graph(self) -> None:
+        """Nobody else may command the robot, and only one may command the bridge."""
+        own, wanted = self.commands.topic_name, self.wanted.topic_name
+        self.faults = tuple(
+            f"{count} publishers on {topic}" for topic in (own, wanted) if (count := self.count_publishers(topic)) > 1
+        )
+        self.step()
+        if self.said is not None:
+            self.say(self.said)
+
+    def say(self, output: GateOutput) -> None:
+        self.said = output
+        counts, age_s = self.gate.counts, self.gate.command_age_s(time.monotonic_ns())
+        self.states.publish(gate_state(self.now_ns(), self.robot.frames.base, output, counts, age_s))
+        words = "; ".join((output.state.name, *output.causes))
+        self.diagnostics.set("gate", LEVELS[output.state], words, **vars(counts))
+
+    def robot_state(self) -> RobotState | None:
+        """Joints and tool together; as old as the older of them."""
+        if self.joints is None or self.tool is None:
+            return None
+        stamp_ns, position, velocity = self.joints
+        tool_stamp_ns, tool_m = self.tool
+        return RobotState(min(stamp_ns, tool_stamp_ns), tuple(position), tuple(velocity), tuple(tool_m))
+
+    def interlocks(self) -> Interlocks:
+        held = self.held_ns is not None and time.monotonic_ns() - self.held_ns < self.limits.hold_after_s * 1e9
+        return Interlocks(self.estop, self.value("use_deadman") and not held, self.faults)
+
+    def monotonic_ns(self, stamp: Any) -> int:
+        """When a stamp was, on the clock of the gate: later jumps of the wall clock do not matter."""
+        return time.monotonic_ns() - (self.now_ns() - convert.stamp_to_ns(stamp))
+
+    def on_twist(self, message: Any) -> None:
+        in_base = message.header.frame_id in ("", self.robot.frames.base)
+        values = twist_to_values(message) if in_base else ()  # a velocity in other axes is not usable
+        self.step(Command(self.monotonic_ns(message.header.stamp), values))
+
+    def on_joints_wanted(self, message: Any) -> None:
+        values: tuple[float, ...] = ()
+        try:
+            position, velocity = convert.joints_by_name(message, self.robot.joints)
+            values = tuple(position if self.gate.kind == "joint_position" else velocity)
+        except UserError as error:
+            self.get_logger().warning(f"desired_joints: {error}", throttle_duration_sec=1.0)
+        self.step(Command(self.monotonic_ns(message.header.stamp), values))
+
+    def on_gripper(self, message: Any) -> None:
+        if self.active and self.gate.state == GateState.ACTIVE and math.isfinite(message.data):
+            width_m = min(max(message.data, 0.0), self.limits.gripper_width_m)
+            self.gripper.publish(Float64(data=width_m))
+
+    def on_joint_states(self, message: Any) -> None:
+        if not self.active:
+            return
+        try:
+            position, velocity = convert.joints_by_name(message, self.robot.joints)
+        except UserError as error:
+            self.refuse(error)
+            return
+        self.joints = (self.monotonic_ns(message.header.stamp), position, velocity)
+
+    def on_tool_pose(self, message: Any) -> None:
+        place = message.pose.position
+        self.tool = (self.monotonic_ns(message.header.stamp), (place.x, place.y, place.z))
+
+    def on_estop(self, message: Any) -> None:
+        self.estop = message.data
+        self.step()
+
+    def on_deadman(self, message: Any) -> None:
+        self.held_ns = time.monotonic_ns() if message.data else None
+        self.step()
+
+    def on_reset(self, request: Any, response: Any) -> Any:
+        causes = self.gate.reset(time.monotonic_ns(), self.robot_state(), self.interlocks())
+        response.success, response.message, response.state = not causes, "; ".join(causes), int(self.gate.state)
+        self.get_logger().info(f"reset asked for by '{request.operator}': {response.message or 'done'}")
+        self.step()
+        return response
+
+
+def main() -> int:
+    return run(ArmBridge)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""Records episodes: topics to MCAP as they come, with metadata, on request of the services ~/start, ~/stop, ~/label."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dr_interfaces.msg import EpisodeInfo
+from dr_interfaces.srv import LabelEpisode, StartEpisode, StopEpisode
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rosidl_runtime_py.utilities import get_message
+
+from dr_core.data.bags import DROP_LIMIT
+from dr_core.data.episodes import EpisodeMetadata
+from dr_core.errors import BagError, UserError
+from dr_core.robot.recording import EpisodeRecorder, Status, Topic
+from dr_nodes.common import ERROR, OK, WARN, ManagedNode, Param, needed, run
+from dr_nodes.convert import begins_with_header, definition_of
+
+MIB = 2**20
+LOOK_PERIOD_S = 0.25
+INFO_PERIOD_S = 0.5
+PARAMETERS = (
+    Param("directory", "", "folder of the episodes, made if it is not there"),
+    Param("topics", ["camera/color/image_raw"], "topics that every episode needs"),
+    Param("optional_topics", [""], "topics that are recorded when somebody publishes them"),
+    Param("rates_hz", [0.0], "expected rate of each of topics; 0 learns it for images, expects nothing of others"),
+    Param("camera", "", "name of the camera, for the metadata"),
+    Param("camera_serial", "", "serial number of the camera, for the metadata"),
+    Param("calibration_hash", "", "of the calibration in use, for the metadata; empty: none"),
+    Param("preroll_s", 1.0, "what an episode holds of the time before its start", 0.0, 60.0),
+    Param("queue_mib", 256, "memory for messages that wait for the disk; more are dropped and counted", 1, 65536),
+    Param("reserve_mib", 1024, "free disk space to leave", 0, 2**30),
+    Param("depth", 30, "queue of each subscription, messages", 1, 10000),
+)
+
+
+class Recorder(ManagedNode):
+    """Receives in one thread, answers services in another, and leaves the disk to a third."""
+
+    def __init__(self) -> None:
+        super().__init__("recorder", PARAMETERS)
+        self._recorder: EpisodeRecorder | None = None
+        self._wanted: list[str] = []
+        self._rates_hz: dict[str, float] = {}
+        self._taken: dict[str, Any] = {}
+        self._unusable: dict[str, str] = {}
+        self._receiving = MutuallyExclusiveCallbackGroup()
+        serving = MutuallyExclusiveCallbackGroup()
+        self._info = self.create_publisher(EpisodeInfo, "episode_info", 10)
+        for kind, name, callback in (
+            (StartEpisode, "~/start", self._start),
+            (StopEpisode, "~/stop", self._stop),
+            (LabelEpisode, "~/label", self._label),
+        ):
+            self.create_service(kind, name, partial(self._answer, callback), callback_group=serving)
+        self.create_timer(LOOK_PERIOD_S, self._look, callback_group=self._receiving)
+        self.create_timer(INFO_PERIOD_S, self._tell, callback_group=serving)
+
+    def configure(self) -> None:
+        directory = Path(needed(self.value("directory"), "directory", "a folder for the episodes"))
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _refused(str(directory), "a folder", str(error), "give another directory") from error
+        if not os.access(directory, os.W_OK):
+            raise _refused(str(directory), "a folder to write to", "one that is read-only", "give another directory")
+        self._wanted = [self.resolve_topic_name(name) for name in self.values("topics")]
+        rates_hz = [rate for rate in self.value("rates_hz") if rate] and self.value("rates_hz")
+        if rates_hz and len(rates_hz) != len(self._wanted):
+            raise _refused("rates_hz", f"{len(self._wanted)} rates", f"{len(rates_hz)}", "give one for each topic")
+        self._rates_hz = dict(zip(self._wanted, rates_hz or [], strict=False))
+        self._recorder = EpisodeRecorder(
+            directory,
+            preroll_s=self.value("preroll_s"),
+            queue_bytes=self.value("queue_mib") * MIB,
+            reserve_bytes=self.value("reserve_mib") * MIB,
+        )
+
+    def deactivate(self) -> None:
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def cleanup(self) -> None:
+        for subscription in self._taken.values():
+            self.destroy_subscription(subscription)
+        self._taken.clear()
+        self._unusable.clear()
+        self._recorder = None
+
+    # ---- receiving ----
+
+    def _look(self) -> None:
+        """Subscribe to what is published by now, as reliably as its publishers offer it."""
+        if self._recorder is None:
+            return
+        optional = [self.resolve_topic_name(name) for name in self.values("optional_topics")]
+        for topic in dict.fromkeys([*self._wanted, *optional]):
+            if topic not in self._taken and (publishers := self.get_publishers_info_by_topic(topic)):
+                self._subscribe(self._recorder, topic, publishers)
+        missing = [topic for topic in self._wanted if topic not in self._taken]
+        lines = [*self._unusable.values(), *(f"nothing publishes {topic}" for topic in missing)]
+        self.diagnostics.set("topics", WARN if lines else OK, "; ".join(lines) or "all there")
+
+    def _subscribe(self, recorder: EpisodeRecorder, topic: str, publishers: list[Any]) -> None:
+        kinds = sorted({one.topic_type for one in publishers})
+        try:
+            if len(kinds) > 1:
+                raise LookupError(f"types {', '.join(kinds)}")
+            message_class = get_message(kinds[0])
+            definition = definition_of(message_class, kinds[0])
+        except (LookupError, ImportError, AttributeError, ValueError) as error:
+            self._unusable[topic] = f"{topic} is skipped: unknown message type {kinds[0]} ({error})"
+            return
+        self._unusable.pop(topic, None)
+        reliable = all(one.qos_profile.reliability == ReliabilityPolicy.RELIABLE for one in publishers)
+        latched = all(one.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for one in publishers)
+        qos = QoSProfile(
+            depth=self.value("depth"),
+            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+            durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+        )
+        stamped, rate_hz = begins_with_header(message_class), self._rates_hz.get(topic, 0.0)
+        recorder.add_topic(Topic(topic, kinds[0], definition, stamped, latched, rate_hz))
+
+        def take(data: bytes) -> None:
+            recorder.push(topic, self.now_ns(), data)
+
+        self._taken[topic] = self.create_subscription(
+            message_class, topic, take, qos, raw=True, callback_group=self._receiving
+        )
+
+    # ---- services ----
+
+    def _answer(self, callback: Callable[[EpisodeRecorder, Any, Any], str], request: Any, response: Any) -> Any:
+        try:
+            if self._recorder is None or not self.active:
+                raise _refused("recorder", "an active node", "an inactive one", "activate it: ros2 lifecycle set")
+            response.message = callback(self._recorder, request, response)
+            response.success = True
+        except UserError as error:
+            response.success, response.message = False, str(error)
+            self.get_logger().error(response.message)
+        self._tell()
+        return response
+
+    def _start(self, recorder: EpisodeRecorder, request: Any, response: Any) -> str:
+        serial, calibration = self.value("camera_serial"), self.value("calibration_hash")
+        metadata = EpisodeMetadata(
+            task=request.task,
+            outcome="partial",
+            operator=request.operator,
+            camera=self.value("camera"),
+            camera_serial=serial,
+            quality=None,
+            seed=None,
+            rate_hz=0.0,
+            render={},
+            versions={"dr_core": importlib.metadata.version("dr_core"), "ros": os.environ.get("ROS_DISTRO", "")},
+            calibration_hash=calibration or None,
+            drops={},
+            notes=request.notes,
+        )
+        response.path = str(recorder.start(request.name, metadata, self._wanted))
+        return ""
+
+    def _stop(self, recorder: EpisodeRecorder, request: Any, response: Any) -> str:
+        if request.discard:
+            recorder.discard()
+            return "discarded"
+        status = recorder.stop(request.outcome)
+        response.path, response.recorded_s = str(status.path), status.recorded_s
+        lossy = _lossy_topics(status)
+        return f"more than {DROP_LIMIT:.0%} lost: {', '.join(lossy)}" if lossy else ""
+
+    def _label(self, recorder: EpisodeRecorder, request: Any, response: Any) -> str:
+        return f"labelled {recorder.label(request.name, request.outcome, request.notes)}"
+
+    # ---- telling ----
+
+    def _tell(self) -> None:
+        if self._recorder is None:
+            return
+        status = self._recorder.status()
+        info = EpisodeInfo(
+            name=status.name,
+            path=str(status.path or ""),
+            recording=status.recording,
+            recorded_s=status.recorded_s,
+            size_bytes=status.size_bytes,
+            drop_topics=list(status.drops),
+            drop_counts=list(status.drops.values()),
+        )
+        info.header.stamp = self.get_clock().now().to_msg()
+        if status.metadata is not None:
+            info.task, info.operator = status.metadata.task, status.metadata.operator
+            info.outcome = "partial" if status.recording else status.metadata.outcome
+        self._info.publish(info)
+        counts = {**status.counts, **{f"lost {name}": count for name, count in status.drops.items()}}
+        if status.failure:
+            self.diagnostics.set("episode", ERROR, f"{status.name} ended as partial: {status.failure}", **counts)
+        elif lossy := _lossy_topics(status):
+            self.diagnostics.set("episode", WARN, f"messages are lost: {', '.join(lossy)}", **counts)
+        else:
+            self.diagnostics.set("episode", OK, "recording" if status.recording else "not recording", **counts)
+
+
+def _lossy_topics(status: Status) -> list[str]:
+    """Topics with a larger share of lost messages than a good episode may have."""
+    return sorted(
+        name for name, lost in status.drops.items()
+        if lost > DROP_LIMIT * (lost + status.counts.get(name.rpartition(":")[2], 0))
+    )  # fmt: skip
+
+
+def _refused(what: str, expected: str, found: str, next_step: str) -> BagError:
+    return BagError(what, expected=expected, found=found, next_step=next_step)
+
+
+def main() -> int:
+    return run(Recorder, threads=3)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,197 @@
+"""Publishes the reward of a camera's frames as they arrive."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dr_interfaces.msg import RewardStamped
+from sensor_msgs.msg import CompressedImage, Image
+
+from dr_core.data.images import DamagedImage, ImageRule
+from dr_core.errors import ConfigError, UserError
+from dr_core.robot.frames import FrameRules
+from dr_core.robot.live_reward import LiveReward, known_task
+from dr_nodes.common import ERROR, IMAGE_QOS, OK, WARN, ManagedNode, Param, image_qos, needed, qos_mismatch, run
+from dr_nodes.convert import reward_message, stamp_to_ns, to_array
+
+if TYPE_CHECKING:
+    from dr_core.rewards.model import RewardModel
+
+WATCH_PERIOD_S = 0.5
+SILENCE_S = 1.0
+PRECISIONS = ("float32", "bfloat16")
+PARAMETERS = (
+    Param("model", "", "directory of the reward model (RUN/model)"),
+    Param("task", "", "task whose statistics standardise the reward; empty: all tasks of the training pooled"),
+    Param("estimator", "", "which reward; empty: the model's default"),
+    Param("device", "cpu", "cpu or cuda:N"),
+    Param("precision", "float32", "of the video model", choices=PRECISIONS),
+    Param("codec_precision", "float32", "of the codec", choices=PRECISIONS),
+    Param("threads", 0, "of PyTorch; 0 leaves its own choice", 0, 256),
+    Param("compressed", False, "subscribe to camera/color/image_raw/compressed instead of camera/color/image_raw"),
+    Param("crop", "", "none, center, or x,y,width,height in pixels; empty: as the model was trained"),
+    Param("frame_rate_hz", 0.0, "rate of the recordings the model learned from; 0 uses every frame", 0.0, 1000.0),
+    Param("camera_rate_hz", 0.0, "rate of the camera, to notice a slower one; 0 learns it", 0.0, 1000.0),
+    Param("width", 0, "declared width of the images, pixels; 0 takes the first one's", 0, 8192),
+    Param("height", 0, "declared height of the images, pixels; 0 takes the first one's", 0, 8192),
+    Param("repeat_limit", 5, "identical images in a row that make the reward invalid; 0 allows them", 0, 1000),
+    Param("ood_limit", 2.0, "rewards of images less familiar than this are invalid; 0 allows all", 0.0, 1e6),
+    Param("deadline_s", 0.1, "from the camera's stamp to publication; later ones are counted", 0.0, 10.0, live=True),
+    *IMAGE_QOS,
+)
+
+
+class RewardNode(ManagedNode):
+    """One reward per frame. A frame that arrives during a computation waits, one after it replaces it (depth 1)."""
+
+    def __init__(self) -> None:
+        super().__init__("reward", PARAMETERS)
+        self._model: RewardModel | None = None
+        self._live: LiveReward | None = None
+        self._subscription: Any = None
+        self._counts: Counter[str] = Counter()
+        self._heard_s = 0.0
+        self._alone = True
+        self._publisher = self.create_lifecycle_publisher(RewardStamped, "reward", 10)
+        self.create_timer(WATCH_PERIOD_S, self._watch)
+
+    def configure(self) -> None:
+        path = Path(needed(self.value("model"), "model", "the directory of a reward model"))
+        import torch
+
+        from dr_core.rewards.model import RewardModel
+
+        if self.value("threads"):
+            torch.set_num_threads(self.value("threads"))
+        precision = {name: self.value(name) for name in ("precision", "codec_precision")}
+        self._model = RewardModel.load(path, self.value("device"), **precision)
+        self._new_stream()
+        compressed = self.value("compressed")
+        topic = "camera/color/image_raw/compressed" if compressed else "camera/color/image_raw"
+        kind = CompressedImage if compressed else Image
+        self._subscription = self.create_subscription(kind, topic, self._on_image, image_qos(self))
+
+    def activate(self) -> None:
+        self._refuse_second_publisher()
+        self._new_stream()
+        self._heard_s = time.monotonic()
+
+    def cleanup(self) -> None:
+        self._model = self._live = None
+        if self._subscription is not None:
+            self.destroy_subscription(self._subscription)
+            self._subscription = None
+
+    def _new_stream(self) -> None:
+        assert self._model is not None
+        model, rate_hz = self._model, self.value("frame_rate_hz")
+        rules = FrameRules(
+            self.value("width"), self.value("height"), self.value("repeat_limit"), self.value("camera_rate_hz")
+        )
+        task = known_task(model, self.value("task"))
+        self._live = LiveReward(
+            model.stream(task=task, estimator=self.value("estimator") or None),
+            image_rule(model.config.image, self.value("crop")),
+            rules,
+            spacing_ns=round(1e9 / rate_hz) if rate_hz else 0,
+            ood_limit=self.value("ood_limit"),
+        )
+        self._counts.clear()
+
+    def _on_image(self, message: Any) -> None:
+        if not self.active or self._live is None or self._model is None:
+            return
+        self._heard_s = time.monotonic()
+        stamp_ns = stamp_to_ns(message.header.stamp)
+        try:
+            judged = self._live.push(to_array(message), stamp_ns, self.now_ns())
+        except DamagedImage as damaged:
+            self._counts["damaged"] += 1
+            self._report(f"dropped: {damaged}")
+            return
+        except UserError as error:
+            self.refuse(error)
+            return
+        if judged.reward is not None:
+            latency_s = (self.now_ns() - stamp_ns) / 1e9
+            self._counts["late"] += latency_s > self.value("deadline_s")
+            self._counts["rewards"] += 1
+            self._counts["invalid"] += not judged.reward.valid
+            name = self._model.estimator(self.value("estimator") or None).name
+            self._publisher.publish(
+                reward_message(
+                    judged.reward,
+                    frame_id=message.header.frame_id,
+                    latency_s=latency_s,
+                    estimator=name,
+                    model_hash=self._model.model_hash,
+                )
+            )
+        self._report(judged.cause)
+
+    def _report(self, cause: str) -> None:
+        assert self._live is not None
+        slow = self._live.gate.slow
+        counts = {**self._counts, **{f"frames_{fault}": count for fault, count in self._live.counts.items()}}
+        words = "; ".join(filter(None, (cause, slow)))
+        self.diagnostics.set("frames", WARN if words else OK, words or "good", **counts)
+
+    def _watch(self) -> None:
+        if self._subscription is None:
+            return
+        mismatch = qos_mismatch(self, self._subscription.topic_name, image_qos(self))
+        self.diagnostics.set("qos", ERROR if mismatch else OK, mismatch or "fits")
+        if self.active:
+            try:
+                self._refuse_second_publisher()
+            except UserError as error:
+                self.refuse(error)
+            silent_s = time.monotonic() - self._heard_s
+            if self.active and silent_s > SILENCE_S:
+                self.diagnostics.set("images", WARN, f"no image for {silent_s:.0f} s")
+            else:
+                self.diagnostics.set("images", OK, "arrive")
+        elif not self._alone and self.value("autostart") and self._publisher_count() < 2:
+            self.trigger_activate()
+
+    def _publisher_count(self) -> int:
+        return int(self.count_publishers(self._subscription.topic_name))
+
+    def _refuse_second_publisher(self) -> None:
+        topic, count = self._subscription.topic_name, self._publisher_count()
+        self._alone = count < 2
+        if not self._alone:
+            names = ", ".join(sorted(one.node_name for one in self.get_publishers_info_by_topic(topic)))
+            raise ConfigError(
+                topic, expected="one publisher", found=f"{count}: {names}", next_step="stop all but one of them"
+            )
+
+
+def image_rule(rule: ImageRule, crop: str) -> ImageRule:
+    """The model's rule with another crop; empty leaves it.
+
+    Raises:
+        ConfigError: not a crop.
+    """
+    if not crop:
+        return rule
+    try:
+        parts = tuple(int(part) for part in crop.split(",")) if "," in crop else crop
+        if isinstance(parts, tuple) and len(parts) != 4:
+            raise ValueError(f"{len(parts)} numbers")
+        return ImageRule(rule.size, parts)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConfigError(
+            "crop", expected="none, center, or x,y,width,height", found=str(error), next_step="correct it"
+        ) from error
+
+
+def main() -> int:
+    return run(RewardNode)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

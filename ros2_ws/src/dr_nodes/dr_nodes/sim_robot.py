@@ -1,0 +1,202 @@
+"""A simulated Panda behind the topics of a real one: camera, joints, tool pose, command topics, emergency stop.
+
+Also publishes what only a simulator knows: object_pose, goal_pose and success.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from std_msgs.msg import Bool, Float64, Float64MultiArray
+from std_srvs.srv import Trigger
+from tf2_msgs.msg import TFMessage
+from trajectory_msgs.msg import JointTrajectory
+
+from dr_core.errors import UserError
+from dr_core.safety.limits import load_robot
+from dr_nodes import convert
+from dr_nodes.common import IMAGE_QOS, OK, WARN, ManagedNode, Param, image_qos, needed, run
+from dr_nodes.messages import twist_to_values
+from dr_sim.arm import CAMERA, SimulatedArm
+from dr_sim.rendering import RenderSettings
+
+PARAMETERS = (
+    Param("robot_file", "", "YAML file of the robot: names of joints, frames and topics"),
+    Param("seed", 0, "first places of block and goal; each reset takes the next", 0, 2**31 - 1),
+    Param("rate_hz", 50.0, "joint states and poses a second", 1.0, 500.0),
+    Param("camera_rate_hz", 30.0, "pictures a second", 1.0, 120.0),
+    Param("width", 640, "of the pictures, pixels", 8, 4096),
+    Param("height", 480, "of the pictures, pixels", 8, 4096),
+    Param("command_timeout_s", 0.2, "without a command for so long, the arm holds its position", 0.0, 10.0),
+    *IMAGE_QOS,
+)
+# After a pause of the process the simulation goes on where it was, instead of catching up.
+LONGEST_STEP_S = 0.1
+WINDOW_S = 2.0
+
+
+class SimRobot(ManagedNode):
+    """Steps the simulation with the wall clock."""
+
+    def __init__(self) -> None:
+        super().__init__("sim_robot", PARAMETERS)
+        self.arm: Any = None
+
+    def configure(self) -> None:
+        self.robot = load_robot(needed(self.value("robot_file"), "robot_file", "the robot's YAML file"))
+        self.frames, topics = self.robot.frames, self.robot.topics
+        settings = RenderSettings(width=self.value("width"), height=self.value("height"), camera=CAMERA)
+        self.arm = SimulatedArm(command_timeout_s=self.value("command_timeout_s"), settings=settings)
+        self.seed = self.value("seed")
+        self.arm.reset(self.seed)
+        self.k = self.arm.camera_matrix()
+        sensor, latched = image_qos(self), QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.outputs = {
+            name: self.create_lifecycle_publisher(kind, topic, qos)
+            for name, kind, topic, qos in (
+                ("image", Image, "camera/color/image_raw", sensor),
+                ("info", CameraInfo, "camera/color/camera_info", sensor),
+                ("joints", JointState, topics.joint_states, 10),
+                ("tool", PoseStamped, topics.tool_pose, 10),
+                ("object", PoseStamped, "object_pose", 10),
+                ("goal", PoseStamped, "goal_pose", 10),
+                ("success", Bool, "success", 10),
+                ("tf", TFMessage, "/tf", 100),
+                ("tf_static", TFMessage, "/tf_static", latched),
+            )
+        }
+        self.inputs = [
+            self.create_subscription(kind, topic, callback, 1)
+            for kind, topic, callback in (
+                (TwistStamped, topics.twist, self.on_twist),
+                (JointTrajectory, topics.trajectory, self.on_trajectory),
+                (Float64MultiArray, topics.joint_positions, self.on_joint_positions),
+                (Float64MultiArray, topics.joint_velocities, self.on_joint_velocities),
+                (Float64, topics.gripper, self.on_gripper),
+                (Bool, topics.estop, self.on_estop),
+            )
+        ]
+        self.reset_service = self.create_service(Trigger, "~/reset", self.on_reset)
+
+    def activate(self) -> None:
+        self.stepped_s = self.window_s = time.monotonic()
+        self.simulated_s = 0.0
+        self.timers_ = [
+            self.create_timer(1.0 / self.value("rate_hz"), self.tick),
+            self.create_timer(1.0 / self.value("camera_rate_hz"), self.take_picture),
+            self.create_timer(WINDOW_S, self.report),
+            self.create_timer(0.0, self.publish_camera_frame),  # once, when the publishers are active
+        ]
+
+    def deactivate(self) -> None:
+        for timer in self.timers_:
+            self.destroy_timer(timer)
+
+    def cleanup(self) -> None:
+        if self.arm is None:
+            return
+        self.arm.close()
+        self.arm = None
+        for subscription in self.inputs:
+            self.destroy_subscription(subscription)
+        for publisher in self.outputs.values():
+            self.destroy_lifecycle_publisher(publisher)
+        self.destroy_service(self.reset_service)
+
+    def tick(self) -> None:
+        """Let the time go by and publish the new state."""
+        now_s = time.monotonic()
+        step_s = min(now_s - self.stepped_s, LONGEST_STEP_S)
+        self.stepped_s = now_s
+        self.simulated_s += step_s
+        arm, out = self.arm, self.outputs
+        arm.step(step_s)
+        stamp_ns, base = self.now_ns(), self.frames.base
+        out["joints"].publish(
+            convert.joint_state(stamp_ns, arm.joint_names, arm.joint_positions.tolist(), arm.joint_velocities.tolist())
+        )
+        out["tool"].publish(convert.arrays_to_pose(stamp_ns, base, *arm.tool_pose))
+        out["object"].publish(convert.arrays_to_pose(stamp_ns, base, *arm.block_pose))
+        out["goal"].publish(convert.arrays_to_pose(stamp_ns, base, arm.goal_m, np.array([0.0, 0.0, 0.0, 1.0])))
+        out["success"].publish(Bool(data=arm.success))
+        tool = convert.arrays_to_transform(stamp_ns, base, self.frames.tool, *arm.tool_pose)
+        out["tf"].publish(TFMessage(transforms=[tool]))
+
+    def take_picture(self) -> None:
+        stamp_ns, frame = self.now_ns(), self.frames.camera
+        pixels = self.arm.render()
+        self.outputs["image"].publish(convert.array_to_image(pixels, stamp_ns, frame))
+        height, width = pixels.shape[:2]
+        info = convert.camera_info(stamp_ns, frame, width, height, self.k, np.zeros(5))
+        self.outputs["info"].publish(info)
+
+    def publish_camera_frame(self) -> None:
+        self.destroy_timer(self.timers_.pop())
+        pose = convert.arrays_to_transform(self.now_ns(), self.frames.base, self.frames.camera, *self.arm.camera_pose)
+        self.outputs["tf_static"].publish(TFMessage(transforms=[pose]))
+
+    def report(self) -> None:
+        """Whether the simulation keeps up with the clock."""
+        now_s = time.monotonic()
+        factor = self.simulated_s / (now_s - self.window_s)
+        self.window_s, self.simulated_s = now_s, 0.0
+        level, words = (OK, "in real time") if factor > 0.95 else (WARN, f"at {factor:.2f} of real time")
+        self.diagnostics.set("simulation", level, words, factor=f"{factor:.3f}")
+
+    def on_twist(self, message: Any) -> None:
+        values = np.array(twist_to_values(message))
+        self.command(self.arm.command_twist, values[:3], values[3:])
+
+    def on_trajectory(self, message: Any) -> None:
+        """The arm goes straight to the last point."""
+        if not message.points:
+            return
+        last = JointState(name=message.joint_names, position=message.points[-1].positions)
+        try:
+            positions, _ = convert.joints_by_name(last, self.robot.joints)
+        except UserError as error:
+            self.get_logger().warning(f"joint trajectory ignored: {error}", throttle_duration_sec=1.0)
+            return
+        self.command(self.arm.command_joint_positions, positions)
+
+    def on_joint_positions(self, message: Any) -> None:
+        self.command(self.arm.command_joint_positions, np.array(message.data))
+
+    def on_joint_velocities(self, message: Any) -> None:
+        self.command(self.arm.command_joint_velocities, np.array(message.data))
+
+    def on_gripper(self, message: Any) -> None:
+        self.command(self.arm.command_gripper, message.data)
+
+    def command(self, give: Any, *values: Any) -> None:
+        """Hand a command to the arm; what is no number is ignored, as by a real controller."""
+        try:
+            give(*values)
+        except ValueError as error:
+            self.get_logger().warning(f"command ignored: {error}", throttle_duration_sec=1.0)
+
+    def on_estop(self, message: Any) -> None:
+        if message.data and not self.arm.estopped:
+            self.arm.emergency_stop()
+            self.get_logger().error("emergency stop: latched until ~/reset")
+
+    def on_reset(self, request: Any, response: Any) -> Any:
+        """Arm to its start, the next places of block and goal; clears an emergency stop."""
+        self.seed += 1
+        self.arm.reset(self.seed)
+        response.success, response.message = True, f"seed {self.seed}"
+        return response
+
+
+def main() -> int:
+    return run(SimRobot)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,401 @@
+"""The reward node on the wire: the numbers of the recording, and every fault of a camera refused or flagged."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from dr_interfaces.msg import RewardStamped
+from numpy.typing import NDArray
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+
+from dr_core.data.episodes import read_episode
+from dr_core.data.images import decode_raw
+from dr_core.presets import PRESETS
+from dr_core.rewards.model import RewardModel
+from dr_core.rewards.train import train_reward
+from dr_core.robot.live_reward import LiveReward, relabel
+from dr_nodes.convert import array_to_image, header
+from tests.core.moving_square import moving_square, record, record_set
+from tests.nodes.conftest import TIMEOUT_S, NodeProcess, starter, values_of
+
+RELIABLE = QoSProfile(depth=100)
+PERIOD_NS = 10**8
+Frames = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model trained for seconds."""
+    root = tmp_path_factory.mktemp("reward_model")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expert, other = record_set(root, episodes=2, length=8)
+    preset = PRESETS["tiny"]()
+    config = replace(preset, model=replace(preset.model, fsq=replace(preset.model.fsq, levels=(4, 4, 4))))
+    train_reward(config, [expert], [other], root / "run", resume=False)
+    torch.set_num_threads(threads)
+    return root / "run" / "model"
+
+
+@pytest.fixture(scope="module")
+def model(model_path: Path) -> RewardModel:
+    return RewardModel.load(model_path)
+
+
+@pytest.fixture(scope="module")
+def start_wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., NodeProcess]]:
+    yield from starter(tmp_path_factory.mktemp("nodes"))
+
+
+@pytest.fixture(scope="module")
+def reward_process(start_wide: Any, model_path: Path) -> NodeProcess:
+    """One node for most tests: a reliable queue, so that every frame is scored."""
+    settings = {"image_reliability": "reliable", "image_depth": 100, "ood_limit": 0.0}
+    return start_wide("reward", namespace="shared", model=str(model_path), task="push", **settings)
+
+
+class Camera:
+    """Publishes frames to a reward node and collects what it answers."""
+
+    def __init__(self, process: NodeProcess, node: Any, spin_until: Any, diagnostics: Any, kind: Any = Image) -> None:
+        self.process, self.node, self._spin_until, self._diagnostics = process, node, spin_until, diagnostics
+        topic = "camera/color/image_raw" + ("/compressed" if kind is CompressedImage else "")
+        self.publisher = node.create_publisher(kind, process.topic(topic), RELIABLE)
+        self.rewards: list[Any] = []
+        node.create_subscription(RewardStamped, process.topic("reward"), self.rewards.append, RELIABLE)
+        # Far from the stamps of any other test, so that the history begins anew.
+        self.start_ns = time.time_ns() - 3600 * 10**9
+
+    def spin(self, condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> None:
+        assert self._spin_until(condition, self.node, timeout_s=timeout_s), f"{what}\n{self.process.output()[-3000:]}"
+
+    def connect(self) -> None:
+        topic = self.process.topic("reward")
+        self.spin(
+            lambda: self.publisher.get_subscription_count() == 1 and self.node.count_publishers(topic) == 1, "no peer"
+        )
+        self.spin(lambda: self.status("state") == "active", "not active")
+
+    def status(self, aspect: str) -> str:
+        """The words of one aspect."""
+        found = self._diagnostics.get(f"{self.process.namespace}/reward: {aspect}")
+        return str(found.message) if found else ""
+
+    def count(self, fault: str) -> int:
+        found = self._diagnostics.get(f"{self.process.namespace}/reward: frames")
+        return int(values_of(found).get(fault, 0)) if found else 0
+
+    def stamp_ns(self, k: float) -> int:
+        return self.start_ns + round(k * PERIOD_NS)
+
+    def send(self, frame: Any, k: float) -> None:
+        """A frame (H, W, 3), or a ready message, stamped as frame number k."""
+        message = array_to_image(frame, self.stamp_ns(k), "eye") if isinstance(frame, np.ndarray) else frame
+        message.header = header(self.stamp_ns(k), "eye")
+        self.publisher.publish(message)
+
+    def show(self, frames: Any, first: float = 0) -> list[Any]:
+        """Send frames that are all scored; their rewards."""
+        before = len(self.rewards)
+        for k, frame in enumerate(frames):
+            self.send(frame, first + k)
+        self.spin(lambda: len(self.rewards) >= before + len(frames), "rewards are missing")
+        return self.rewards[before:]
+
+    def silent(self, seconds: float = 0.5) -> bool:
+        """Whether no reward arrives for a while."""
+        before = len(self.rewards)
+        self._spin_until(lambda: len(self.rewards) > before, self.node, timeout_s=seconds)
+        return len(self.rewards) == before
+
+
+@pytest.fixture
+def camera(
+    reward_process: NodeProcess, node: Any, spin_until: Any, diagnostics: Any, state_of: Any, change_state: Any
+) -> Camera:
+    """A camera of the shared node, which begins anew."""
+    made = Camera(reward_process, node, spin_until, diagnostics)
+    made.spin(lambda: state_of(reward_process) != "unconfigured", "not configured")
+    if state_of(reward_process) == "active":
+        assert change_state(reward_process, "deactivate")
+    assert change_state(reward_process, "activate")
+    made.connect()
+    return made
+
+
+def clip(seed: int = 500, length: int = 5) -> Frames:
+    return moving_square(seed, expert=True, length=length)
+
+
+def expected(model: RewardModel, frames: Any, start_ns: int) -> list[float]:
+    live = LiveReward(model.stream(task="push"), model.config.image)
+    judged = [live.push(f, start_ns + k * PERIOD_NS, start_ns + k * PERIOD_NS) for k, f in enumerate(frames)]
+    return [float(np.float32(one.reward.value)) for one in judged if one.reward is not None]
+
+
+# ---- the numbers ----
+
+
+def test_live_relabelled_and_scored_rewards_are_the_same(camera: Camera, model: RewardModel, tmp_path: Path) -> None:
+    bag = record(tmp_path / "bag", clip(length=10))
+    episode = read_episode(bag, rule=model.config.image)
+    before = len(camera.rewards)
+    for frame, stamp_ns in zip(episode.frames, episode.stamps_ns, strict=True):
+        camera.publisher.publish(array_to_image(frame, int(stamp_ns), "eye"))
+    camera.spin(lambda: len(camera.rewards) == before + 10, "rewards are missing")
+    live = camera.rewards
+    again = relabel(bag, model, task="push")
+    assert [one.header.stamp.sec * 10**9 + one.header.stamp.nanosec for one in live] == list(episode.stamps_ns)
+    for name in ("value", "raw", "stderr"):
+        assert [getattr(one, name) for one in live] == [float(np.float32(getattr(one, name))) for one in again]
+    assert [one.valid for one in live] == [one.valid for one in again]
+    whole = model.score(episode.frames[None], task="push")
+    np.testing.assert_allclose([one.value for one in live], whole.value[0], rtol=0, atol=1e-4)
+    assert [one.valid for one in live] == whole.valid[0].tolist()
+
+
+def test_provenance_and_latency(camera: Camera, model: RewardModel) -> None:
+    camera.start_ns = time.time_ns() - 3 * PERIOD_NS
+    rewards = camera.show(clip(length=3))
+    for one in rewards:
+        assert (one.estimator, one.model_hash) == (model.config.estimator.name, model.model_hash)
+        assert one.header.frame_id == "eye" and 0 < one.latency_s < TIMEOUT_S
+    late = sum(one.latency_s > 0.1 for one in rewards)
+    camera.spin(lambda: camera.count("late") == late, "deadline misses are not counted")
+
+
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "mono8", "rgba8", "bgra8", "yuv422"])
+def test_encodings_and_padded_rows(encoding: str, camera: Camera, model: RewardModel) -> None:
+    frames = clip(length=3)
+    opaque = np.full((*frames.shape[:3], 1), 255, np.uint8)
+    pixels = {
+        "rgb8": lambda: frames,
+        "bgr8": lambda: frames[..., ::-1],
+        "mono8": lambda: frames[..., 1],
+        "rgba8": lambda: np.concatenate([frames, opaque], 3),
+        "bgra8": lambda: np.concatenate([frames[..., ::-1], opaque], 3),
+        "yuv422": lambda: frames[..., :2],  # any bytes are a picture
+    }[encoding]()
+    messages, decoded = [], []
+    for frame in pixels:
+        rows = np.ascontiguousarray(frame).reshape(64, -1)
+        padded = np.pad(rows, ((0, 0), (0, 7)), constant_values=99)
+        message = array_to_image(padded, 0, "", encoding)
+        message.width, message.height, message.step = 64, 64, padded.shape[1]
+        messages.append(message)
+        decoded.append(decode_raw(padded.tobytes(), encoding=encoding, height=64, width=64, step=padded.shape[1]))
+    if encoding not in ("mono8", "yuv422"):
+        np.testing.assert_array_equal(decoded, frames)
+    live = camera.show(messages)
+    assert [one.value for one in live] == expected(model, decoded, camera.start_ns)
+
+
+# ---- faults of FAULTS rows 3 to 12 ----
+
+
+def test_late_double_and_future_frames_are_dropped_and_counted(camera: Camera, model: RewardModel) -> None:
+    frames = clip(length=4)
+    noise = moving_square(900, expert=False, length=1)[0]
+    live = camera.show(frames[:2])
+    camera.send(noise, 1)
+    camera.send(noise, 0.5)
+    future = array_to_image(noise, time.time_ns() + 3600 * 10**9, "eye")
+    camera.publisher.publish(future)
+    live += camera.show(frames[2:], first=2)
+    assert [one.value for one in live] == expected(model, frames, camera.start_ns), "the history is untouched"
+    for fault in ("frames_duplicate", "frames_out_of_order", "frames_future"):
+        camera.spin(lambda fault=fault: camera.count(fault) == 1, fault)
+    assert "in the future" in camera.process.output()
+
+
+def test_a_jump_of_the_clock_begins_a_new_history(camera: Camera, model: RewardModel) -> None:
+    frames = clip(length=3)
+    want = expected(model, frames, camera.start_ns)
+    assert [one.value for one in camera.show(frames)] == want
+    for jump in (50, -50):  # 5 s
+        again = camera.show(frames, first=jump)
+        assert [one.value for one in again] == want and not again[0].valid
+    camera.spin(lambda: camera.count("frames_jump") == 2, "jumps are not counted")
+
+
+def test_a_stuck_camera_is_not_rewarded(camera: Camera) -> None:
+    frames = clip(length=4)
+    rewards = camera.show([*frames, *frames[3:].repeat(6, 0)])
+    assert [one.valid for one in rewards] == [False, *[True] * 6, *[False] * 3]
+    camera.spin(lambda: "same picture" in camera.status("frames"), "not said")
+    assert camera.show(clip(501, 1), first=10)[0].valid
+
+
+@pytest.mark.parametrize(("level", "word"), [(3, "black"), (252, "over-exposed")])
+def test_black_and_over_exposed_pictures_are_not_rewarded(level: int, word: str, camera: Camera) -> None:
+    frames = clip(length=3)
+    rewards = camera.show([frames[0], frames[1], np.full_like(frames[0], level)])
+    assert [one.valid for one in rewards] == [False, True, False]
+    camera.spin(lambda: word in camera.status("frames"), "not said")
+
+
+def test_damaged_messages_are_dropped_and_counted(camera: Camera) -> None:
+    frames = clip(length=3)
+    camera.show(frames[:2])
+    short, wide = (array_to_image(frames[0], 0, "eye") for _ in range(2))
+    short.data = short.data[:-1]
+    wide.step = 10**6
+    camera.send(short, 2)
+    camera.send(wide, 2.1)
+    assert camera.show(frames[2:], first=2.2)[0].valid
+    camera.spin(lambda: camera.count("damaged") == 2, "not counted")
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("zero", "image stamp: expected the time of exposure in header.stamp; found zero"),
+        ("16UC1", "encoding '16UC1'"),
+        ("larger", "image resolution: expected 64 x 64; found 128 x 128"),
+        ("wide", "image resolution: expected 64 x 64; found 96 x 64"),
+    ],
+)
+def test_a_camera_set_up_wrongly_is_refused(
+    fault: str, words: str, camera: Camera, state_of: Any, change_state: Any
+) -> None:
+    frames = clip(length=2)
+    camera.show(frames)
+    bad: Any = {
+        "zero": array_to_image(frames[0], 0, "eye"),
+        "16UC1": array_to_image(np.zeros((64, 64), np.uint16), camera.stamp_ns(2), "eye", "16UC1"),
+        "larger": array_to_image(np.zeros((128, 128, 3), np.uint8), camera.stamp_ns(2), "eye"),
+        "wide": array_to_image(np.zeros((64, 96, 3), np.uint8), camera.stamp_ns(2), "eye"),
+    }[fault]
+    camera.publisher.publish(bad)
+    camera.spin(lambda: words in camera.status("state"), f"{words}: {camera.status('state')}")
+    assert "refused: " + words in camera.process.output()
+    assert state_of(camera.process) == "inactive"
+    camera.send(frames[1], 5)
+    assert camera.silent(), "an inactive node gives no rewards"
+    assert change_state(camera.process, "activate")
+    assert len(camera.show(frames, first=100)) == 2, "it works again when the camera does"
+
+
+def test_another_aspect_needs_a_declared_crop(start_node: Any, model_path: Path, node: Any, spin_until: Any,
+                                              diagnostics: Any, model: RewardModel) -> None:  # fmt: skip
+    frames = np.pad(clip(length=3), ((0, 0), (0, 0), (16, 16), (0, 0)))
+    settings = {"image_reliability": "reliable", "image_depth": 100, "ood_limit": 0.0, "model": str(model_path)}
+    camera = Camera(start_node("reward", **settings, task="push"), node, spin_until, diagnostics)
+    camera.connect()
+    camera.send(frames[0], 0)
+    camera.spin(lambda: "frame of 96 x 64: expected a square" in camera.status("state"), "not refused")
+    camera.process.stop()
+    cropped = Camera(start_node("reward", **settings, task="push", crop="center"), node, spin_until, diagnostics)
+    cropped.connect()
+    live = cropped.show(frames)
+    assert [one.value for one in live] == expected(model, clip(length=3), cropped.start_ns)
+
+
+def test_a_truncated_jpeg_is_dropped_and_counted(
+    start_node: Any, model_path: Path, node: Any, spin_until: Any, diagnostics: Any
+) -> None:
+    settings = {"image_reliability": "reliable", "image_depth": 100, "compressed": True, "ood_limit": 0.0}
+    process = start_node("reward", model=str(model_path), **settings)
+    camera = Camera(process, node, spin_until, diagnostics, CompressedImage)
+    camera.connect()
+    files = [cv2.imencode(".jpg", frame[..., ::-1])[1].tobytes() for frame in clip(length=3)]
+    camera.show([CompressedImage(format="jpeg", data=files[0])])
+    camera.send(CompressedImage(format="jpeg", data=files[1][:-200]), 1)
+    assert camera.show([CompressedImage(format="jpeg", data=files[2])], first=2)[0].valid
+    camera.spin(lambda: camera.count("damaged") == 1, "not counted")
+
+
+# ---- the graph, and what is missing ----
+
+
+def test_a_qos_mismatch_names_both_policies(
+    start_node: Any, model_path: Path, node: Any, diagnostics: Any, spin_until: Any
+) -> None:
+    process = start_node("reward", model=str(model_path), image_reliability="reliable")
+    camera = Camera(process, node, spin_until, diagnostics)
+    camera.connect()
+    node.destroy_publisher(camera.publisher)
+    best_effort = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    topic = process.topic("camera/color/image_raw")
+    node.create_publisher(Image, topic, best_effort)
+    began_s = time.monotonic()
+    want = f"{topic}: reliability: tester offers best_effort, this node asks for reliable"
+    camera.spin(lambda: want in camera.status("qos"), "not said")
+    assert time.monotonic() - began_s < 10  # 2 s on an idle machine
+    assert want in process.wait_for("[ERROR]")
+
+
+def test_two_publishers_are_refused_until_one_is_left(camera: Camera, node: Any, make_node: Any, state_of: Any) -> None:
+    frames = clip(length=2)
+    camera.show(frames)
+    second = make_node("intruder")
+    second.create_publisher(Image, camera.publisher.topic_name, RELIABLE)
+    camera.spin(lambda: "found 2: intruder, tester" in camera.status("state"), "not refused")
+    assert state_of(camera.process) == "inactive"
+    camera.send(frames[0], 5)
+    assert camera.silent()
+    second.destroy_node()
+    camera.spin(lambda: camera.status("state") == "active", "not active again")
+    assert len(camera.show(frames, first=100)) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "parameter model: expected the directory of a reward model; found nothing"),
+        ({"model": "/nowhere"}, "/nowhere: expected a checkpoint directory; found no such directory"),
+        ({"task": "juggle"}, "task 'juggle': expected one the model was trained on: push, slide"),
+        ({"estimator": "guess"}, "estimator 'guess': expected one of"),
+        ({"crop": "1,2"}, "crop: expected none, center, or x,y,width,height; found 2 numbers"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(
+    settings: dict[str, str], words: str, start_node: Any, model_path: Path, state_of: Any
+) -> None:
+    given = settings if not settings or "model" in settings else {"model": str(model_path), **settings}
+    process = start_node("reward", **given)
+    output = process.wait_for("refused: " + words)
+    assert output.count("[ERROR]") == 1 and "Traceback" not in output
+    assert state_of(process) == "unconfigured"
+    assert process.stop() == 0
+    assert "Traceback" not in process.output()
+
+
+def test_truncated_weights_are_refused(start_node: Any, model_path: Path, tmp_path: Path, state_of: Any) -> None:
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in model_path.iterdir():
+        content = file.read_bytes()
+        (copy / file.name).write_bytes(content[:-100] if file.suffix == ".safetensors" else content)
+    process = start_node("reward", model=str(copy))
+    assert f"{copy}/model.safetensors: expected sha256" in process.wait_for("refused: ")
+    assert state_of(process) == "unconfigured"
+
+
+def test_a_parameter_out_of_range_ends_the_node(start_node: Any) -> None:
+    process = start_node("reward", repeat_limit=-1)
+    assert process.process.wait(TIMEOUT_S) == 2
+    assert "repeat_limit" in process.output() and "Traceback" not in process.output()
+
+
+def test_not_a_number_is_never_a_valid_reward(model: RewardModel) -> None:
+    class Broken:
+        def push(self, frame: Frames, stamp_ns: int) -> Any:
+            stream = model.stream()
+            return replace(stream.push(frame, stamp_ns), value=math.inf, valid=True)  # type: ignore[type-var]
+
+        def reset(self) -> None: ...
+
+    live = LiveReward(Broken(), model.config.image)
+    judged = live.push(clip()[0], 1, 1)
+    assert judged.reward is not None and math.isnan(judged.reward.value) and "not a number" in judged.cause
