@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dr_core.errors import BagError
+from dr_core.errors import BagError, ConfigError
 
 # A camera image is never larger; what claims to be is damaged or hostile.
 PIXEL_LIMIT = 64 * 10**6
@@ -183,6 +183,24 @@ class ImageRule:
                 raise ValueError(f"crop must be a square (x, y, width, height), not {self.crop}")
         elif self.crop not in ("none", "center"):
             raise ValueError(f"crop must be 'none', 'center' or four numbers, not {self.crop!r}")
+
+    def with_crop(self, text: str) -> ImageRule:
+        """The same rule with the crop that a text names: none, center, or x,y,width,height; empty leaves it.
+
+        Raises:
+            ConfigError: not a crop.
+        """
+        if not text:
+            return self
+        try:
+            parts: Any = tuple(int(part) for part in text.split(",")) if "," in text else text
+            if isinstance(parts, tuple) and len(parts) != 4:
+                raise ValueError(f"{len(parts)} numbers")
+            return ImageRule(self.size, parts)
+        except ValueError as error:
+            raise ConfigError(
+                "crop", expected="none, center, or x,y,width,height", found=str(error), next_step="correct it"
+            ) from error
 
     def apply(self, frame: NDArray[Any]) -> Rgb:
         """Crop and resize one frame (H, W, 3) to (size, size, 3); unchanged where it already is that.

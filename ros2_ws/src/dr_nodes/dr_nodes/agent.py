@@ -1,7 +1,8 @@
 """Acts at a fixed rate on the freshest synchronised observation.
 
 Publishes the action in [-1, 1] on action (std_msgs/Float64MultiArray, for recordings) and what it means for the robot
-on desired_twist (geometry_msgs/TwistStamped), with the stamp of the observation.
+on desired_twist (geometry_msgs/TwistStamped) and, where it has a gripper, desired_gripper (std_msgs/Float64, m). The
+stamp is that of the observation: the camera's of a trained policy's picture.
 """
 
 from __future__ import annotations
@@ -9,30 +10,40 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from numpy.typing import NDArray
-from std_msgs.msg import Float64MultiArray
+from sensor_msgs.msg import Image
+from std_msgs.msg import Float64, Float64MultiArray
 
 from dr_core.agent.pushing import Disturbance, push_action
-from dr_core.errors import ConfigError
+from dr_core.data.images import DamagedImage
+from dr_core.errors import ConfigError, UserError
 from dr_core.safety.limits import load_robot
 from dr_nodes import convert
-from dr_nodes.common import OK, WARN, ManagedNode, Param, needed, run
-from dr_nodes.messages import labelled_action, values_to_twist
+from dr_nodes.common import IMAGE_QOS, OK, WARN, ManagedNode, Param, image_qos, needed, run
+from dr_nodes.messages import action_to_motion, labelled_action, values_to_twist
 
 Vector = NDArray[np.float64]
+IMAGES = "camera/color/image_raw"
+ACTION_SIZES = (3, 4, 6, 7)
+FUTURE_NS = 50_000_000
 PARAMETERS = (
     Param("robot_file", "", "YAML file of the robot: what an action of 1 means, frames, topics"),
-    Param("policy", "scripted", "who acts", choices=("scripted", "disturbed", "constant")),
-    Param("rate_hz", 10.0, "actions a second", 0.1, 200.0),
+    Param("policy", "scripted", "who acts", choices=("scripted", "disturbed", "constant", "checkpoint")),
+    Param("checkpoint", "", "directory of the trained agent, for policy checkpoint"),
+    Param("device", "cpu", "of the trained agent, cpu or cuda:N"),
+    Param("crop", "", "none, center, or x,y,width,height in pixels; empty: as the agent was trained"),
+    Param("rate_hz", 0.0, "actions a second; 0: as the agent was trained, 10 for the other policies", 0.0, 200.0),
     Param("seed", 0, "of the random actions of policy disturbed", 0, 2**31 - 1),
     Param("disturbance", 0.3, "share of random actions of policy disturbed", 0.0, 1.0),
     Param("constant", [0.0, 0.0, 0.0], "the action of policy constant, x, y, z in [-1, 1]"),
     Param("max_age_s", 0.15, "no action on an older observation", 0.001, 10.0),
     Param("max_skew_s", 0.03, "parts of one observation are no further apart", 0.0, 1.0),
+    *IMAGE_QOS,
 )
 
 
@@ -46,35 +57,62 @@ class Agent(ManagedNode):
 
     def configure(self) -> None:
         self.robot = load_robot(needed(self.value("robot_file"), "robot_file", "the robot's YAML file"))
+        self.rate_hz = self.value("rate_hz") or 10.0
+        self.forget: Callable[[], None] = lambda: None
         self.policy, self.needs = self.make_policy()
-        self.newest: dict[str, tuple[int, Vector]] = {}
+        self.newest: dict[str, tuple[int, Any]] = {}
         self.acted_ns = -1
         self.actions = self.create_lifecycle_publisher(Float64MultiArray, "action", 1)
         self.twists = self.create_lifecycle_publisher(TwistStamped, "desired_twist", 1)
-        self.outputs = [self.actions, self.twists]
-        topics = {"tool": self.robot.topics.tool_pose, "object": "object_pose", "goal": "goal_pose"}
+        self.gripper = self.create_lifecycle_publisher(Float64, "desired_gripper", 1)
+        self.outputs = [self.actions, self.twists, self.gripper]
+        poses = {"tool": self.robot.topics.tool_pose, "object": "object_pose", "goal": "goal_pose"}
         self.inputs = [
-            self.create_subscription(PoseStamped, topics[part], partial(self.on_pose, part), 1) for part in self.needs
+            self.create_subscription(PoseStamped, poses[part], partial(self.on_part, part), 1)
+            for part in self.needs
+            if part in poses
         ]
+        if "image" in self.needs:
+            images = self.create_subscription(Image, IMAGES, partial(self.on_part, "image"), image_qos(self))
+            self.image_topic = images.topic_name
+            self.inputs.append(images)
 
     def make_policy(self) -> tuple[Callable[..., Vector], tuple[str, ...]]:
-        """A function of the parts of the observation that are named, giving an action (3,)."""
+        """A function of the parts of the observation that are named (as messages), giving an action (A,)."""
         name = self.value("policy")
         if name == "constant":
             action = np.array(self.value("constant"))
-            if action.shape != (3,) or not (np.abs(action) <= 1.0).all():
+            if len(action) not in ACTION_SIZES or not (np.abs(action) <= 1.0).all():
                 raise ConfigError(
-                    "constant", expected="three numbers in [-1, 1]", found=str(action), next_step="change it"
+                    "constant", expected="3, 4, 6 or 7 numbers in [-1, 1]", found=str(action), next_step="change it"
                 )
             return (lambda: action), ()
+        if name == "checkpoint":
+            return self.load_policy(), ("image",)
         parts = ("tool", "object", "goal")
-        if name == "scripted":
-            return push_action, parts
-        disturb = Disturbance(self.value("disturbance"), self.value("seed"))
-        return (lambda *observation: disturb(push_action(*observation))), parts
+        disturb = Disturbance(self.value("disturbance") if name == "disturbed" else 0.0, self.value("seed"))
+        return (lambda *poses: disturb(push_action(*(convert.pose_to_arrays(pose)[0] for pose in poses)))), parts
+
+    def load_policy(self) -> Callable[..., Vector]:
+        path = Path(needed(self.value("checkpoint"), "checkpoint", "the directory of a trained agent"))
+        from dr_core.agent.actor import ActingPolicy
+
+        policy = ActingPolicy.load(path, self.value("device"), self.value("crop"))
+        if policy.config.action_size not in ACTION_SIZES:
+            raise ConfigError(
+                str(path),
+                expected="an agent with actions of 3, 4, 6 or 7 numbers: x y z, turns, gripper",
+                found=f"{policy.config.action_size}",
+                next_step="give an agent that was trained for an arm",
+            )
+        self.rate_hz = self.value("rate_hz") or policy.config.rate_hz
+        self.forget = policy.reset
+        return lambda image: policy.act(convert.to_array(image))
 
     def activate(self) -> None:
-        self.beat = self.create_timer(1.0 / self.value("rate_hz"), self.act)
+        self.forget()
+        self.newest.clear()
+        self.beat = self.create_timer(1.0 / self.rate_hz, self.act)
 
     def deactivate(self) -> None:
         self.destroy_timer(self.beat)
@@ -86,18 +124,33 @@ class Agent(ManagedNode):
             self.destroy_lifecycle_publisher(publisher)
         self.inputs, self.outputs = [], []
 
-    def on_pose(self, part: str, message: Any) -> None:
-        self.newest[part] = (convert.stamp_to_ns(message.header.stamp), convert.pose_to_arrays(message)[0])
+    def on_part(self, part: str, message: Any) -> None:
+        self.newest[part] = (convert.stamp_to_ns(message.header.stamp), message)
 
     def act(self) -> None:
         stamp_ns, problem = self.observation_stamp()
         if problem:
             self.diagnostics.set("observation", WARN, problem)
             return
-        self.diagnostics.set("observation", OK, "fresh")
         self.acted_ns = stamp_ns
-        action = np.clip(self.policy(*(self.newest[part][1] for part in self.needs)), -1.0, 1.0)
-        self.publish(action, stamp_ns)
+        try:
+            self.refuse_second_camera()
+            action = self.policy(*(self.newest[part][1] for part in self.needs))
+        except DamagedImage as damaged:
+            self.diagnostics.set("observation", WARN, f"dropped: {damaged}")
+            return
+        except UserError as error:
+            self.refuse(error)
+            return
+        self.diagnostics.set("observation", OK, "fresh")
+        self.publish(np.clip(action, -1.0, 1.0), stamp_ns)
+
+    def refuse_second_camera(self) -> None:
+        """Pictures of two cameras in turn are no observation."""
+        if "image" in self.needs and (count := self.count_publishers(self.image_topic)) > 1:
+            raise ConfigError(
+                self.image_topic, expected="one publisher", found=f"{count}", next_step="stop all but one of them"
+            )
 
     def observation_stamp(self) -> tuple[int, str]:
         """The stamp of the newest whole observation, that of its oldest part; or why there is none."""
@@ -110,14 +163,18 @@ class Agent(ManagedNode):
             return 0, f"the parts of the observation are {(max(stamps) - stamp_ns) * 1e-9:.3f} s apart"
         if now_ns - stamp_ns > self.value("max_age_s") * 1e9:
             return 0, f"the observation is {(now_ns - stamp_ns) * 1e-9:.3f} s old"
+        if max(stamps) - now_ns > FUTURE_NS:
+            return 0, f"the observation is {(max(stamps) - now_ns) * 1e-9:.3f} s in the future"
         if stamp_ns == self.acted_ns:
             return 0, "no new observation"
         return stamp_ns, ""
 
     def publish(self, action: Vector, stamp_ns: int) -> None:
+        velocity, width_m = action_to_motion(action, self.robot)
         self.actions.publish(labelled_action(action))
-        linear = self.robot.action.linear_m_s * action
-        self.twists.publish(values_to_twist(stamp_ns, self.robot.frames.base, [*linear, 0.0, 0.0, 0.0]))
+        self.twists.publish(values_to_twist(stamp_ns, self.robot.frames.base, velocity))
+        if width_m is not None:
+            self.gripper.publish(Float64(data=width_m))
 
 
 def main() -> int:

@@ -52,6 +52,17 @@ def robot_command(command_type: str, robot: Robot, stamp_ns: int, values: Sequen
     return Float64MultiArray(data=[float(value) for value in values])
 
 
+def action_to_motion(action: NDArray[np.float64], robot: Robot) -> tuple[list[float], float | None]:
+    """What an action in [-1, 1] means: the tool's velocity (6,) in m/s and rad/s, and the gripper's width in m, or None.
+
+    Its numbers are x y z, then the three turns if there are six or more, then the gripper (1 closes) if one is left.
+    """
+    linear = robot.action.linear_m_s * action[:3]
+    angular = robot.action.angular_rad_s * action[3:6] if len(action) >= 6 else np.zeros(3)
+    width = robot.limits.gripper_width_m * (1.0 - float(action[-1])) / 2.0 if len(action) in (4, 7) else None
+    return [*linear, *angular], width
+
+
 def labelled_action(action: NDArray[np.float64]) -> Any:
     """An action (A,) in [-1, 1] → std_msgs/Float64MultiArray with the label "action", as recordings hold it."""
     message = Float64MultiArray(data=[float(value) for value in action])

@@ -1,0 +1,152 @@
+"""The acting half of DrQ-v2 (Yarats et al., arXiv 2107.09645): pictures in, the mean action out.
+
+A checkpoint of an agent holds exactly this, so that a robot needs neither critics nor optimisers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dr_core.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from dr_core.config import build, to_mapping
+from dr_core.data.images import ImageRule
+from dr_core.errors import CheckpointError, ConfigError
+
+KIND = "agent"
+CHANNELS = 32
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """What builds the network."""
+
+    action_size: int
+    """Numbers of an action, each in [-1, 1]."""
+    task: str
+    """What it was trained to do."""
+    rate_hz: float
+    """Actions a second in training; a robot is driven at the same rate."""
+    image: ImageRule = field(default_factory=ImageRule)
+    """How a camera's picture becomes the network's."""
+    frame_stack: int = 1
+    """Newest pictures that the network sees at once."""
+    feature_size: int = 50
+    """Width of the bottleneck behind the convolutions."""
+    hidden_size: int = 1024
+    """Width of the two hidden layers."""
+
+    def __post_init__(self) -> None:
+        for name in ("action_size", "frame_stack", "feature_size", "hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+        if not 0.0 < self.rate_hz < 1e4:
+            raise ValueError(f"rate_hz = {self.rate_hz}: actions a second, above 0")
+
+
+class Encoder(nn.Module):
+    """Four 3x3 convolutions: (B, 3 * frame_stack, S, S) in [-0.5, 0.5] → (B, size)."""
+
+    def __init__(self, config: ActorConfig) -> None:
+        super().__init__()
+        channels = (3 * config.frame_stack, CHANNELS, CHANNELS, CHANNELS, CHANNELS)
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(pairwise(channels)):
+            layers += [nn.Conv2d(before, after, 3, stride=2 if i == 0 else 1), nn.ReLU()]
+        self.convolutions = nn.Sequential(*layers)
+        self.size = CHANNELS * ((config.image.size - 3) // 2 + 1 - 6) ** 2
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.convolutions(pictures).flatten(1)  # type: ignore[no-any-return]
+
+
+class Actor(nn.Module):
+    """The policy's mean: pictures (B, 3 * frame_stack, S, S) uint8 → actions (B, action_size) in [-1, 1]."""
+
+    def __init__(self, config: ActorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.trunk = nn.Sequential(
+            nn.Linear(self.encoder.size, config.feature_size), nn.LayerNorm(config.feature_size), nn.Tanh()
+        )
+        self.policy = nn.Sequential(
+            nn.Linear(config.feature_size, config.hidden_size),
+            nn.ReLU(),
+            nn.Linear(config.hidden_size, config.hidden_size),
+            nn.ReLU(),
+            nn.Linear(config.hidden_size, config.action_size),
+        )
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return torch.tanh(self.policy(self.trunk(self.encoder(pictures.float() / 255.0 - 0.5))))
+
+    def save(self, path: Path, **facts: object) -> None:
+        """Write a checkpoint directory; ``facts`` go into its manifest. An existing one is refused."""
+        save_checkpoint(path, self.state_dict(), to_mapping(self.config), {"kind": KIND, **facts})
+
+
+class ActingPolicy:
+    """A trained actor that is driven frame by frame.
+
+    Args:
+        actor: in evaluation.
+        model_hash: sha256 of its weights.
+    """
+
+    def __init__(self, actor: Actor, model_hash: str) -> None:
+        self.config, self.model_hash = actor.config, model_hash
+        self._actor = actor.eval()
+        self._stack: deque[NDArray[np.uint8]] = deque(maxlen=actor.config.frame_stack)
+
+    @classmethod
+    def load(cls, path: Path, device: str = "cpu", crop: str = "") -> ActingPolicy:
+        """Read an agent's checkpoint; ``crop`` replaces the one it was trained with, see ``ImageRule.with_crop``.
+
+        Raises:
+            CheckpointError: missing, damaged, or no agent.
+            ConfigError: not a crop.
+        """
+        checkpoint = load_checkpoint(path)
+        if checkpoint.manifest.get("kind") != KIND:
+            raise CheckpointError(
+                str(path),
+                expected="the checkpoint of an agent",
+                found="another one, such as a reward model",
+                next_step="give the agent's directory",
+            )
+        try:
+            config = build(ActorConfig, checkpoint.config)
+        except ConfigError as error:
+            raise CheckpointError(
+                str(path / "config.yaml"),
+                expected="the settings of an agent",
+                found=str(error),
+                next_step="copy the checkpoint again whole",
+            ) from error
+        actor = Actor(replace(config, image=config.image.with_crop(crop)))
+        load_weights(actor, checkpoint.tensors, "", path)
+        return cls(actor.to(device), checkpoint.model_hash)
+
+    def reset(self) -> None:
+        """Forget the pictures of the last episode."""
+        self._stack.clear()
+
+    def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """The action (A,) in [-1, 1] on the newest camera picture (H, W, 3) RGB; earlier ones are remembered."""
+        picture = self.config.image.apply(frame).transpose(2, 0, 1)
+        self._stack.append(picture)
+        # Before the stack is full, its first picture stands in for what came before it.
+        missing = self.config.frame_stack - len(self._stack)
+        stacked = np.concatenate([*[self._stack[0]] * missing, *self._stack])
+        device = next(self._actor.parameters()).device
+        with torch.inference_mode():
+            action = self._actor(torch.from_numpy(stacked).to(device)[None])[0]
+        return action.double().cpu().numpy()  # type: ignore[no-any-return]
