@@ -205,7 +205,7 @@ def play(ros: None, start_node: Any) -> Iterator[Callable[..., PlayedRobot]]:
 def reset(call: Any) -> Callable[[NodeProcess], Any]:
     from dr_interfaces.srv import ResetGate
 
-    return lambda process: call(ResetGate, process.topic("~/reset_gate"), operator="test")
+    return lambda process: call(ResetGate, process.topic("~/reset_gate"), operator_name="test")
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ class Stage:
         self.spin(lambda: self.count("camera/color/image_raw") >= images, f"not {images} images")
 
     def start(self, name: str = "one", **fields: str) -> Any:
-        given = {"task": "push", "operator": "ann", "notes": "", **fields}
+        given = {"task": "push", "operator_name": "ann", "notes": "", **fields}
         return self._call(StartEpisode, self.process.topic("~/start"), name=name, **given)
 
     def stop(self, outcome: str = "success", discard: bool = False) -> Any:
@@ -107,7 +107,7 @@ def test_an_episode_is_whole_and_says_what_it_is(stage: Any, episodes: Path) -> 
     one.written(10)
     one.spin(lambda: one.infos and one.infos[-1].recording, "not told")
     told = one.infos[-1]
-    assert (told.name, told.task, told.operator, told.outcome) == ("one", "push", "ann", "partial")
+    assert (told.name, told.task, told.operator_name, told.outcome) == ("one", "push", "ann", "partial")
     assert not (episodes / "one").exists(), "unfinished"
     answer = one.stop("failure")
     assert answer.success and answer.path == str(episodes / "one") and answer.recorded_s > 0, answer.message
@@ -226,7 +226,7 @@ def test_topics_that_are_missing_or_unknown_are_named(
 ) -> None:
     process = start_node("recorder", directory=str(episodes), topics=["camera/color/image_raw"], reserve_mib=0)
     process.wait_for("nothing publishes " + process.topic("camera/color/image_raw"))
-    answer = call(StartEpisode, process.topic("~/start"), name="one", task="push", operator="ann", notes="")
+    answer = call(StartEpisode, process.topic("~/start"), name="one", task="push", operator_name="ann", notes="")
     assert f"{process.topic('camera/color/image_raw')}: expected a publisher" in answer.message
     assert process.stop() == 0
 

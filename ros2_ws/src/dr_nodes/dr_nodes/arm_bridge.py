@@ -187,7 +187,7 @@ class ArmBridge(ManagedNode):
     def on_reset(self, request: Any, response: Any) -> Any:
         causes = self.gate.reset(time.monotonic_ns(), self.robot_state(), self.interlocks())
         response.success, response.message, response.state = not causes, "; ".join(causes), int(self.gate.state)
-        self.get_logger().info(f"reset asked for by '{request.operator}': {response.message or 'done'}")
+        self.get_logger().info(f"reset asked for by '{request.operator_name}': {response.message or 'done'}")
         self.step()
         return response
 

@@ -154,7 +154,7 @@ class Recorder(ManagedNode):
         metadata = EpisodeMetadata(
             task=request.task,
             outcome="partial",
-            operator=request.operator,
+            operator=request.operator_name,
             camera=self.value("camera"),
             camera_serial=serial,
             quality=None,
@@ -198,7 +198,7 @@ class Recorder(ManagedNode):
         )
         info.header.stamp = self.get_clock().now().to_msg()
         if status.metadata is not None:
-            info.task, info.operator = status.metadata.task, status.metadata.operator
+            info.task, info.operator_name = status.metadata.task, status.metadata.operator
             info.outcome = "partial" if status.recording else status.metadata.outcome
         self._info.publish(info)
         counts = {**status.counts, **{f"lost {name}": count for name, count in status.drops.items()}}
