@@ -31,6 +31,7 @@ COMMANDS = {
     "score": "dr_core.study.commands:Score",
     "study discrimination": "dr_core.study.commands:StudyDiscrimination",
     "report": "dr_core.study.commands:Report",
+    "launch": "dr_core.launching:Launch",
 }
 
 
@@ -86,7 +87,10 @@ def _run_command(name: str, target: str, arguments: list[str]) -> int:
 
     try:
         flags = (tyro.conf.FlagCreatePairsOff,)  # --json, without a --no-json that nobody needs
-        status: int = tyro.cli(_load(target), prog=f"dr {name}", args=arguments, config=flags).run()
+        command = _load(target)
+        if hasattr(command, "rewrite"):  # it has options that tyro cannot know
+            arguments = command.rewrite(arguments)
+        status: int = tyro.cli(command, prog=f"dr {name}", args=arguments, config=flags).run()
     except ModuleNotFoundError as error:
         raise UnavailableCommandError(
             f"dr {name}",

@@ -64,7 +64,7 @@ class Encoder(nn.Module):
         self.size = CHANNELS * ((config.image.size - 3) // 2 + 1 - 6) ** 2
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.convolutions(pictures).flatten(1)  # type: ignore[no-any-return]
+        return self.convolutions(pictures).flatten(1)
 
 
 class Actor(nn.Module):
@@ -149,4 +149,4 @@ class ActingPolicy:
         device = next(self._actor.parameters()).device
         with torch.inference_mode():
             action = self._actor(torch.from_numpy(stacked).to(device)[None])[0]
-        return action.double().cpu().numpy()  # type: ignore[no-any-return]
+        return action.double().cpu().numpy()

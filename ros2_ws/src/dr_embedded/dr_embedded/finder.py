@@ -1,9 +1,10 @@
-"""Serves `rclpy` and the interface packages to `import`, after everything that is really installed."""
+"""Serves `rclpy`, the interface packages and, to the launcher, `launch`, where they are not really installed."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -21,6 +22,7 @@ ALIASES = {  # modules of rclpy that live in another one here
     "rclpy.validate_topic_name": f"{HOME}.validate",
     "rosidl_runtime_py.utilities": "dr_embedded.runtime_utilities",
 }
+LAUNCH_PACKAGES = ("launch", "launch_ros")
 INTERFACE_SUFFIXES = ("_msgs", "_interfaces", "_srvs", "_common")
 
 
@@ -107,3 +109,50 @@ class _LazyModule(ModuleType):
         made = (message_class if kind == "msg" else service_class)(f"{package}/{kind}/{name}")
         setattr(self, name, made)
         return made
+
+
+class LaunchFinder(MetaPathFinder):
+    """First in sys.meta_path: a folder named `launch` without __init__.py, as projects have it, is importable too."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname.partition(".")[0] not in LAUNCH_PACKAGES:
+            return None
+        from dr_embedded.launch_actions import MODULES
+
+        if fullname not in MODULES:
+            raise NotImplementedError(f"dr_embedded: {fullname}")
+        make = lambda: _LaunchModule(fullname, MODULES[fullname])  # noqa: E731
+        return ModuleSpec(fullname, _Maker(make), is_package=True)  # so that what it lacks is looked for here too
+
+
+class _LaunchModule(ModuleType):
+    """Names what it lacks."""
+
+    def __init__(self, name: str, contents: dict[str, Any]) -> None:
+        super().__init__(name)
+        self.__dict__.update(contents)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # the import system asks for those
+            raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
+        return importlib.import_module(f"{self.__name__}.{name}")  # raises for what is no module
+
+
+def serve_launch() -> None:
+    """Make `import launch` and `import launch_ros` work; after `activate()` has said that there is no ROS 2.
+
+    Raises:
+        NotImplementedError: another package of that name is installed; PyPI has an unrelated `launch`.
+    """
+    if any(isinstance(finder, LaunchFinder) for finder in sys.meta_path):
+        return
+    for package in LAUNCH_PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:  # a folder without __init__.py has no origin
+            raise NotImplementedError(
+                f"dr_embedded: {spec.origin} is installed and is not the {package} of a ROS 2 that works: "
+                "uninstall it, or source ROS 2"
+            )
+    sys.meta_path.insert(0, LaunchFinder())

@@ -17,6 +17,7 @@ from cyclonedds.builtin import (
     BuiltinTopicDcpsPublication,
     BuiltinTopicDcpsSubscription,
 )
+from cyclonedds.builtin_types import cqos_to_qos
 from cyclonedds.core import InstanceState, ReadCondition, SampleState, ViewState
 from cyclonedds.qos import Policy, Qos
 
@@ -55,6 +56,50 @@ def parse_user_data(qos: Qos) -> dict[str, str]:
 UNKNOWN_NODE = ("_NODE_NAME_UNKNOWN_", "_NODE_NAMESPACE_UNKNOWN_")
 
 
+@dataclass(frozen=True)
+class _Discovered:
+    """A reader or writer as DDS announces it."""
+
+    gid: bytes
+    topic: str
+    type_name: str
+    qos: Qos
+
+
+class _Discovery:
+    """Reads one of DDS's own topics: GIDs of participants, or endpoints.
+
+    QoS objects are made once for each endpoint and change of it, since that takes a fifth of a millisecond.
+    """
+
+    def __init__(self, participant: Participant, topic: Any) -> None:
+        self._reader = BuiltinDataReader(participant.dds, topic)
+        self._condition = ReadCondition(self._reader, ViewState.Any | SampleState.Any | InstanceState.Alive)
+        # What the wheel calls for each sample, while the C structure of its QoS lives.
+        self._reader._cqos_conv = lambda qos: qos
+        constructor: Any = self._gid if topic is BuiltinTopicDcpsParticipant else self._endpoint
+        self._reader._constructor = constructor
+        self._known: dict[bytes, _Discovered] = {}
+
+    def read(self) -> list[Any]:
+        """All that are alive."""
+        found: list[Any] = list(self._reader.read(N=MANY, condition=self._condition))
+        self._known = {one.gid: one for one in found if isinstance(one, _Discovered)}
+        return found
+
+    @staticmethod
+    def _gid(gid: bytes, qos: Any, info: Any) -> bytes:
+        return bytes(gid)
+
+    def _endpoint(
+        self, gid: bytes, participant: bytes, handle: int, topic: str, kind: str, qos: Any, info: Any, type_id: Any
+    ) -> _Discovered:
+        known = self._known.get(bytes(gid))
+        if known is not None and info.sample_state == SampleState.Read:
+            return known
+        return _Discovered(bytes(gid), topic, kind, cqos_to_qos(qos))
+
+
 class Graph:
     """Announces the nodes of this process and answers questions about all nodes."""
 
@@ -74,7 +119,7 @@ class Graph:
         self._writer = participant.writer(TOPIC, INFO_TYPE, Qos(*common, last, service, lifecycle))
         self._reader = participant.reader(TOPIC, INFO_TYPE, Qos(*common, Policy.History.KeepAll))
         self._sertype = cyclone.sertype_of(self._writer)
-        self._builtin: dict[str, tuple[BuiltinDataReader, ReadCondition]] = {}
+        self._discoveries: dict[str, _Discovery] = {}
 
     def change(
         self,
@@ -115,21 +160,18 @@ class Graph:
         ]
         cyclone.write(self._writer, self._sertype, serialize(info))
 
-    def _read_builtin(self, topic: Any) -> list[Any]:
+    def _discovered(self, topic: Any) -> list[Any]:
         key = str(topic._ref)
-        if key not in self._builtin:
-            reader = BuiltinDataReader(self._participant.dds, topic)
-            condition = ReadCondition(reader, ViewState.Any | SampleState.Any | InstanceState.Alive)
-            self._builtin[key] = (reader, condition)
-        reader, condition = self._builtin[key]
-        return list(reader.read(N=MANY, condition=condition))
+        if key not in self._discoveries:
+            self._discoveries[key] = _Discovery(self._participant, topic)
+        return self._discoveries[key].read()
 
     def _alive_infos(self) -> list[Any]:
         with self._lock:
             while (sample := cyclone.take(self._reader)) is not None:
                 info: Any = deserialize(sample[0], message_class(INFO_TYPE))
                 self._infos[info.gid.data.tobytes()] = info
-            alive = {found.key.bytes for found in self._read_builtin(BuiltinTopicDcpsParticipant)}
+            alive = set(self._discovered(BuiltinTopicDcpsParticipant))
             # Humble sends 24 bytes, of which the first 16 are the GUID; they arrive as 16 here or not at all.
             self._infos = {gid: info for gid, info in self._infos.items() if gid in alive}
             return list(self._infos.values())
@@ -150,7 +192,6 @@ class Graph:
                 for gid in node.writer_gid_seq if writers else node.reader_gid_seq:
                     owners[gid.data.tobytes()] = (node.node_name, node.node_namespace)
         with self._lock:
-            found = self._read_builtin(BuiltinTopicDcpsPublication if writers else BuiltinTopicDcpsSubscription)
+            found = self._discovered(BuiltinTopicDcpsPublication if writers else BuiltinTopicDcpsSubscription)
         for one in found:
-            gid = one.key.bytes
-            yield Endpoint(gid, one.topic_name, one.type_name, one.qos, owners.get(gid, UNKNOWN_NODE))
+            yield Endpoint(one.gid, one.topic, one.type_name, one.qos, owners.get(one.gid, UNKNOWN_NODE))

@@ -1,0 +1,63 @@
+"""Records what a calibration is computed from: images, camera_info, joints, the tool's pose and tf, as episodes.
+
+The computation itself is not done here. A person moves the board, or the arm with teleop and robot_file.
+"""
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument
+from launch.conditions import IfCondition
+from launch.substitutions import LaunchConfiguration, PythonExpression
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+SOURCES, YES_NO, HANDS = ["video", "v4l2", "realsense"], ["true", "false"], ["none", "keyboard", "joy"]
+IMAGES, INFO = "camera/color/image_raw", "camera/color/camera_info"
+ROBOT_FILE, TELEOP = LaunchConfiguration("robot_file"), LaunchConfiguration("teleop")
+ARGUMENTS = [
+    DeclareLaunchArgument("directory", description="folder of the recordings, made if it is not there"),
+    DeclareLaunchArgument("camera", default_value="true", choices=YES_NO, description="start a camera node"),
+    DeclareLaunchArgument("source", default_value="video", choices=SOURCES, description="of the camera node"),
+    DeclareLaunchArgument("path", default_value="", description="video: the file"),
+    DeclareLaunchArgument("device", default_value="/dev/video0", description="v4l2: the device, or its number"),
+    DeclareLaunchArgument("serial", default_value="", description="realsense: serial number; empty: the only one"),
+    DeclareLaunchArgument("image_topic", default_value=IMAGES, description="pictures, of whichever driver"),
+    DeclareLaunchArgument("info_topic", default_value=INFO, description="camera_info, of whichever driver"),
+    DeclareLaunchArgument("joint_topic", default_value="joint_states", description="joints of the arm"),
+    DeclareLaunchArgument("tool_topic", default_value="ee_pose", description="pose of the tool in the arm's base"),
+    DeclareLaunchArgument("robot_file", default_value="", description="YAML file of the robot, to move it by teleop"),
+    DeclareLaunchArgument("teleop", default_value="none", choices=HANDS, description="moves the arm, with dead-man"),
+    DeclareLaunchArgument("terminal", default_value="", description="for the keyboard under ros2 launch: 'xterm -e'"),
+]
+
+
+def value(name, kind=str):
+    """An argument as a parameter of this type."""
+    return ParameterValue(LaunchConfiguration(name), value_type=kind)
+
+
+def when(*expression):
+    return IfCondition(PythonExpression(expression))
+
+
+def node(name, parameters, **options):
+    topics = ((IMAGES, "image"), (INFO, "info"), ("joint_states", "joint"), ("ee_pose", "tool"))
+    renamed = [(topic, LaunchConfiguration(f"{kind}_topic")) for topic, kind in topics]
+    common = {"package": "dr_nodes", "executable": name, "name": name, "remappings": renamed, "output": "screen"}
+    return Node(parameters=[parameters], **common, **options)
+
+
+def generate_launch_description():
+    arm = {"robot_file": value("robot_file")}
+    camera = {name: value(name) for name in ("source", "path", "device", "serial")}
+    recording = {"directory": value("directory"), "camera_serial": value("serial"), "topics": [IMAGES]}
+    recording["optional_topics"] = [INFO, "joint_states", "ee_pose", "/tf", "/tf_static", "gate_state"]
+    by_hand = {"condition": when("'", TELEOP, "' != 'none'"), "emulate_tty": True}
+    return LaunchDescription(
+        [
+            *ARGUMENTS,
+            node("camera", camera, condition=IfCondition(LaunchConfiguration("camera"))),
+            node("teleop", {**arm, "source": TELEOP}, prefix=LaunchConfiguration("terminal"), **by_hand),
+            node("arm_bridge", {**arm, "use_deadman": True}, condition=when("r'''", ROBOT_FILE, "''' != ''")),
+            node("recorder", recording),
+        ]
+    )
