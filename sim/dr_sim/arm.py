@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 
 from dr_core.agent.pushing import push_action
 from dr_core.errors import ConfigError
-from dr_sim.rendering import FrameRenderer, RenderSettings, select_backend
+from dr_sim.rendering import CAMERA_HEIGHT, CAMERA_WIDTH, FrameRenderer, RenderSettings, select_backend
+from dr_sim.robot import Pose, Vector, finite_numbers, xyzw
+from dr_sim.tasks import default_camera
 
-Vector = NDArray[np.float64]
-Pose = tuple[Vector, Vector]
-"""Position (3,) and quaternion xyzw (4,)."""
 Mode = Literal["hold", "twist", "joint_position", "joint_velocity"]
 
 ARM_JOINTS = tuple(f"panda_joint{i}" for i in range(1, 8))
 FINGER_JOINTS = ("panda_finger_joint1", "panda_finger_joint2")
-CAMERA = "front"
+CAMERA = default_camera("panda-push")
 GRIPPER_MAX_WIDTH_M = 0.08
 JOINT_SPEED_RAD_S = np.array([0.8, 0.8, 0.8, 0.8, 1.1, 1.1, 1.1])
 """What the model's motors manage against its damping; commands that ask for more are slowed down as a whole."""
@@ -80,6 +79,7 @@ class SimulatedArm:
         ConfigError: gymnasium-robotics, whose model of the Panda is used, is not installed.
     """
 
+    tool_turns = True
     _mode: Mode
     _command: Vector  # (6,) or (7,) of the mode
     _commanded_s: float
@@ -93,7 +93,7 @@ class SimulatedArm:
 
         self._mujoco = mujoco
         self.command_timeout_s = command_timeout_s
-        self.settings = settings or RenderSettings(width=640, height=480, camera=CAMERA)
+        self.settings = settings or RenderSettings(CAMERA_WIDTH, CAMERA_HEIGHT, camera=CAMERA)
         spec = mujoco.MjSpec.from_string(SCENE.format(assets=_assets()))
         for body in spec.bodies:
             if body.name.startswith("panda0_"):
@@ -154,12 +154,13 @@ class SimulatedArm:
         """Of the point between the finger tips."""
         quat = np.empty(4)
         self._mujoco.mju_mat2Quat(quat, self._data.site_xmat[self._tool])
-        return self._data.site_xpos[self._tool].copy(), _xyzw(quat)
+        return self._data.site_xpos[self._tool].copy(), xyzw(quat)
 
     @property
-    def block_pose(self) -> Pose:
+    def object_pose(self) -> Pose:
+        """Of the block."""
         body = self._data.body("block")
-        return body.xpos.copy(), _xyzw(body.xquat)
+        return body.xpos.copy(), xyzw(body.xquat)
 
     @property
     def goal_m(self) -> Vector:
@@ -169,16 +170,12 @@ class SimulatedArm:
     @property
     def camera_pose(self) -> Pose:
         """Of the camera's optical frame: x right, y down, z into the picture."""
-        camera = self._data.camera(CAMERA)
-        quat = np.empty(4)
-        optical = camera.xmat.reshape(3, 3) @ np.diag([1.0, -1.0, -1.0])
-        self._mujoco.mju_mat2Quat(quat, optical.flatten())
-        return camera.xpos.copy(), _xyzw(quat)
+        return self._draw().camera_pose(self._data)
 
     @property
     def success(self) -> bool:
         """Whether the block lies at the goal."""
-        away = self.block_pose[0][:2] - self.goal_m[:2]
+        away = self.object_pose[0][:2] - self.goal_m[:2]
         return bool(np.linalg.norm(away) < SUCCESS_DISTANCE_M)
 
     @property
@@ -190,20 +187,20 @@ class SimulatedArm:
         """Move the tool with this velocity (3,), (3,) in base axes, until the timeout. Raises ValueError."""
         if not self.estopped and self._mode != "twist":
             self._rotation = self._data.site_xmat[self._tool].reshape(3, 3).copy()
-        self._accept("twist", np.concatenate([_numbers(linear_m_s, 3), _numbers(angular_rad_s, 3)]))
+        self._accept("twist", np.concatenate([finite_numbers(linear_m_s, 3), finite_numbers(angular_rad_s, 3)]))
 
     def command_joint_positions(self, positions_rad: Vector) -> None:
         """Move the joints (7,) there at their speed limits, until the timeout. Raises ValueError."""
-        target = np.clip(_numbers(positions_rad, 7), self.joint_lower_rad, self.joint_upper_rad)
+        target = np.clip(finite_numbers(positions_rad, 7), self.joint_lower_rad, self.joint_upper_rad)
         self._accept("joint_position", target)
 
     def command_joint_velocities(self, velocities_rad_s: Vector) -> None:
         """Move the joints (7,) with this velocity until the timeout. Raises ValueError."""
-        self._accept("joint_velocity", _numbers(velocities_rad_s, 7))
+        self._accept("joint_velocity", finite_numbers(velocities_rad_s, 7))
 
     def command_gripper(self, width_m: float) -> None:
         """Open or close the fingers to this distance, 0 to 0.08. Raises ValueError."""
-        width = float(_numbers(np.array([width_m]), 1)[0])
+        width = float(finite_numbers(np.array([width_m]), 1)[0])
         if not self.estopped:
             self._gripper_m = float(np.clip(width, 0.0, GRIPPER_MAX_WIDTH_M))
 
@@ -226,7 +223,7 @@ class SimulatedArm:
 
     def expert_action(self) -> Vector:
         """The scripted expert's next action (3,): tool velocity in [-1, 1] (privileged)."""
-        return push_action(self.tool_pose[0], self.block_pose[0], self.goal_m)
+        return push_action(self.tool_pose[0], self.object_pose[0], self.goal_m)
 
     def render(self) -> NDArray[np.uint8]:
         """The camera's picture (H, W, 3) RGB."""
@@ -322,17 +319,6 @@ def _assets() -> Path:
             next_step='run `pip install "gymnasium-robotics>=1.4"`',
         )
     return Path(found.origin).parent / "envs" / "assets" / "kitchen_franka" / "franka_assets"
-
-
-def _numbers(values: Vector, size: int) -> Vector:
-    numbers = np.array(values, dtype=np.float64)
-    if numbers.shape != (size,) or not np.isfinite(numbers).all():
-        raise ValueError(f"expected {size} finite numbers, got {values}")
-    return numbers
-
-
-def _xyzw(wxyz: Vector) -> Vector:
-    return np.roll(wxyz, -1)
 
 
 def _turn(vector_rad: Vector) -> Vector:

@@ -29,7 +29,7 @@ class RecordExpert:
     """
 
     task: tuple[str, ...]
-    """Meta-World v3 tasks ("door-close dial-turn") or "adroit-door", "adroit-hammer", "adroit-pen"."""
+    """Meta-World v3 tasks ("door-close dial-turn"), "adroit-door", "adroit-hammer", "adroit-pen", or "panda-push"."""
     out: Path
     """Directory of the recordings."""
     episodes: int = 20

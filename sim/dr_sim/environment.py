@@ -53,12 +53,14 @@ class SimulatedEnvironment:
         if self._raw is None or self._steps >= self.episode_steps:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         clipped = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
-        reward = 0.0
-        for _ in range(self.action_repeat):
-            self._raw, _, _, _, info = self._env.step(clipped)
-            reward += float(np.asarray(info["success"]).item())
+        reward = sum(self._advance(clipped) for _ in range(self.action_repeat))
         self._steps += 1
         return self._observation(), reward, self._steps == self.episode_steps, {"success": reward > 0}
+
+    def _advance(self, action: NDArray[np.float32]) -> float:
+        """One simulator step with `action` (A,) in [-1, 1]; returns 1.0 where it succeeds, and sets ``_raw``."""
+        self._raw, _, _, _, info = self._env.step(action)
+        return float(np.asarray(info["success"]).item())
 
     def joint_state(self) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
         """Names, positions and velocities (J,) of the joints; rad (sliding joints: m) and per second."""

@@ -6,13 +6,19 @@ from pathlib import Path
 
 from dr_core.errors import UserError
 from dr_sim.environment import SimulatedEnvironment
-from dr_sim.experts import AdroitExpert, Expert, ScriptedExpert
-from dr_sim.rendering import RenderSettings
-from dr_sim.tasks import ADROIT_TASKS, default_camera, resolve_task
+from dr_sim.experts import AdroitExpert, Expert, PushExpert, ScriptedExpert
+from dr_sim.rendering import CAMERA_HEIGHT, CAMERA_WIDTH, RenderSettings
+from dr_sim.tasks import ADROIT_TASKS, PANDA_TASKS, default_camera, resolve_task
 
 
 def default_render(task: str, *, size: int = 64) -> RenderSettings:
-    """Fast settings with the camera that suits `task` (a resolved name), `size` x `size` pixels."""
+    """Fast settings with the camera that suits `task` (a resolved name), `size` x `size` pixels.
+
+    The Panda's frames are cut from the pictures of its live camera, so that a reward learned from them can be used
+    live.
+    """
+    if task in PANDA_TASKS:
+        return RenderSettings(width=CAMERA_WIDTH, height=CAMERA_HEIGHT, camera=default_camera(task), square=size)
     return RenderSettings(width=size, height=size, camera=default_camera(task))
 
 
@@ -28,6 +34,10 @@ def make_environment(task: str, render: RenderSettings | None = None) -> Simulat
         from dr_sim.adroit_env import AdroitEnv
 
         return AdroitEnv(name, render=render)
+    if name in PANDA_TASKS:
+        from dr_sim.panda_env import PandaEnv
+
+        return PandaEnv(render)
     from dr_sim.metaworld_env import MetaWorldEnv
 
     return MetaWorldEnv(name, render=render)
@@ -51,7 +61,7 @@ def adroit_weights_file(task: str, directory: Path | None) -> Path:
 
 
 def make_expert(task: str, adroit_weights: Path | None = None) -> Expert:
-    """The expert of a resolved task name: scripted in Meta-World, trained (in `adroit_weights`) in Adroit."""
+    """The expert of a resolved task name: trained (in `adroit_weights`) in Adroit, scripted elsewhere."""
     if task in ADROIT_TASKS:
         return AdroitExpert(adroit_weights_file(task, adroit_weights))
-    return ScriptedExpert(task)
+    return PushExpert() if task in PANDA_TASKS else ScriptedExpert(task)

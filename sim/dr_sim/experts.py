@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dr_core.agent.pushing import push_action
 from dr_core.errors import ConfigError, UserError
 
 BLOCK_STEPS = 20
@@ -41,6 +42,14 @@ class ScriptedExpert:
             warnings.simplefilter("ignore")
             action = self._policy.get_action(observation)
         return np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
+
+
+class PushExpert:
+    """The expert of the live agent, `dr_core.agent.pushing`, on the observations of `PandaEnv`."""
+
+    def __call__(self, observation: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Observation (9,), positions of tool, block and goal -> action (3,)."""
+        return push_action(observation[:3], observation[3:6], observation[6:9]).astype(np.float32)
 
 
 class AdroitExpert:

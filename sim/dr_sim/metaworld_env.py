@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dr_core.errors import ConfigError
 from dr_sim.environment import Observation, SimulatedEnvironment
@@ -23,6 +24,44 @@ JOINT_NAMES = (*(f"right_j{i}" for i in range(7)), "r_close", "l_close")
 def default_action_repeat(task: str) -> int:
     """Simulator steps an agent step (paper: 3 for assembly, 2 for the others)."""
     return 3 if task == "assembly" else 2
+
+
+def open_task(task: str) -> Any:
+    """Meta-World's own environment of a resolved task name; begin its episodes with `begin_episode`.
+
+    Raises: RenderingError: no back-end.
+    """
+    select_backend()
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    with warnings.catch_warnings():
+        # Gymnasium warns about observation bounds and precision that the callers replace.
+        warnings.simplefilter("ignore")
+        env: Any = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+    # The goal positions come from this environment's own generator instead of a frozen task or numpy's
+    # global one, and the raw observation holds the goal, which the scripted experts need.
+    env._set_task_called = True
+    env._freeze_rand_vec = False
+    env.seeded_rand_vec = True
+    env._partially_observable = False
+    del env.sawyer_observation_space
+    return env
+
+
+def begin_episode(env: Any, seed: int) -> NDArray[np.float64]:
+    """Start the episode that belongs to `seed` (non-negative); returns the raw observation (39,)."""
+    import mujoco
+
+    env.seed(seed)
+    env.reset()
+    # Meta-World moves bodies and goal markers in the model without updating the state: without this, the
+    # first picture and the first observation show the scene of the model file and objects jump at the
+    # first step.
+    for site in env._target_site_config:
+        env._set_pos_site(*site)
+    mujoco.mj_forward(env.model, env.data)
+    env._prev_obs = env._get_curr_obs_combined_no_goal()
+    return env._get_obs()
 
 
 class MetaWorldEnv(SimulatedEnvironment):
@@ -57,7 +96,8 @@ class MetaWorldEnv(SimulatedEnvironment):
     ) -> None:
         self.task = resolve_task(task)
         if self.task not in METAWORLD_TASKS:
-            raise ConfigError("task", expected="a Meta-World v3 task", found=repr(task), next_step="use AdroitEnv")
+            expected, next_step = "a Meta-World v3 task", "use make_environment"
+            raise ConfigError("task", expected=expected, found=repr(task), next_step=next_step)
         self.action_repeat = default_action_repeat(self.task) if action_repeat is None else action_repeat
         self.episode_steps = episode_steps
         if self.action_repeat < 1 or not 1 <= self.action_repeat * episode_steps <= SIMULATOR_STEPS:
@@ -67,37 +107,12 @@ class MetaWorldEnv(SimulatedEnvironment):
                 found=f"{self.action_repeat} x {episode_steps}",
                 next_step="lower one of them",
             )
-        select_backend()
-        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-
-        with warnings.catch_warnings():
-            # Gymnasium warns about observation bounds and precision that this class replaces.
-            warnings.simplefilter("ignore")
-            self._env: Any = ALL_V3_ENVIRONMENTS[f"{self.task}-v3"]()
-        # The goal positions come from this environment's own generator instead of a frozen task or numpy's
-        # global one, and the raw observation holds the goal, which the scripted experts need.
-        self._env._set_task_called = True
-        self._env._freeze_rand_vec = False
-        self._env.seeded_rand_vec = True
-        self._env._partially_observable = False
-        del self._env.sawyer_observation_space
+        self._env = open_task(self.task)
         self._renderer = FrameRenderer(self._env.model, self._env.data, RenderSettings() if render is None else render)
 
     def reset(self, seed: int) -> Observation:
         """Start the episode that belongs to `seed` (non-negative)."""
-        import mujoco
-
-        env = self._env
-        env.seed(seed)
-        env.reset()
-        # Meta-World moves bodies and goal markers in the model without updating the state: without this, the
-        # first picture and the first observation show the scene of the model file and objects jump at the
-        # first step.
-        for site in env._target_site_config:
-            env._set_pos_site(*site)
-        mujoco.mj_forward(env.model, env.data)
-        env._prev_obs = env._get_curr_obs_combined_no_goal()
-        self._raw = env._get_obs()
+        self._raw = begin_episode(self._env, seed)
         self._steps = 0
         return self._observation()
 

@@ -29,7 +29,7 @@ from dr_sim.environment import SimulatedEnvironment
 from dr_sim.environments import make_environment, make_expert
 from dr_sim.experts import MixedPolicy
 from dr_sim.rendering import RenderSettings
-from dr_sim.tasks import ADROIT_TASKS
+from dr_sim.tasks import METAWORLD_TASKS
 
 EPOCH_NS = 1_000_000_000
 """Stamp of the first frame: simulated time counts from one second, since a zero stamp means "not set"."""
@@ -173,9 +173,8 @@ def record_episode(env: SimulatedEnvironment, job: EpisodeJob) -> EpisodeResult:
     with _staged(job.path) as path, EpisodeWriter(path, _metadata(env, job)) as writer:
         while True:
             stamp_ns = EPOCH_NS + round(steps * 1e9 / env.rate_hz)
-            size = (job.render.width, job.render.height)
             writer.write_image(stamp_ns, observation["image"])
-            writer.write_camera_info(stamp_ns, *size, env.camera_matrix(), np.zeros(5))
+            writer.write_camera_info(stamp_ns, *job.render.frame_size, env.camera_matrix(), np.zeros(5))
             writer.write_joint_state(stamp_ns, *env.joint_state())
             if steps == last_step:
                 break
@@ -195,7 +194,7 @@ def find_leftovers(folder: Path) -> list[Path]:
 
 
 def _metadata(env: SimulatedEnvironment, job: EpisodeJob) -> EpisodeMetadata:
-    simulator = "gymnasium-robotics" if job.task in ADROIT_TASKS else "metaworld"
+    simulator = "metaworld" if job.task in METAWORLD_TASKS else "gymnasium-robotics"
     return EpisodeMetadata(
         task=job.task,
         outcome="partial",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dr_core.data.images import ImageRule
 from dr_core.errors import ConfigError, RenderingError
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ INSTALL_HINT = (
 # A camera whose up axis points this far down is mounted upside down. Cameras that look straight down have an
 # up axis near the horizontal and count as upright.
 UPSIDE_DOWN_Z = -0.1
+
+CAMERA_WIDTH, CAMERA_HEIGHT = 640, 480
+"""Pixels of a live camera's pictures, unless it is told otherwise."""
 
 
 def find_library(name: str) -> ctypes.CDLL | None:
@@ -193,6 +197,9 @@ class RenderSettings:
     """Draw reflecting floors and tables."""
     upright: bool = True
     """Turn the picture by 180 degrees where the camera hangs upside down (Meta-World's corner cameras)."""
+    square: int = 0
+    """Cut the drawn picture to its centred square and shrink that to this edge in pixels, as is done with the pictures
+    of a live camera (`ImageRule(square, "center")`); 0 keeps the picture as drawn."""
 
     def __post_init__(self) -> None:
         for name in ("width", "height"):
@@ -206,11 +213,25 @@ class RenderSettings:
         if self.supersample not in (1, 2, 4):
             found = str(self.supersample)
             raise ConfigError("render.supersample", expected="1, 2 or 4", found=found, next_step="change it")
+        largest = min(self.width, self.height)
+        if self.square != 0 and not 8 <= self.square <= largest:
+            expected, found = f"0, or 8 to {largest} pixels", str(self.square)
+            raise ConfigError("render.square", expected=expected, found=found, next_step="change it")
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Width and height of the frames in pixels."""
+        return (self.square, self.square) if self.square else (self.width, self.height)
 
     def to_dict(self) -> dict[str, str]:
-        """Every setting and the version of mujoco as strings, for the metadata of a recording."""
+        """Every setting and the version of mujoco as strings, for the metadata of a recording.
+
+        `square` is left out where it is off: recordings made without it stay comparable.
+        """
         settings = {
-            key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in asdict(self).items()
+            key: str(value).lower() if isinstance(value, bool) else str(value)
+            for key, value in asdict(self).items()
+            if key != "square" or value
         }
         return {**settings, "mujoco": importlib.metadata.version("mujoco")}
 
@@ -256,6 +277,7 @@ class FrameRenderer:
         flags = self._renderer.scene.flags
         flags[mujoco.mjtRndFlag.mjRND_SHADOW] = settings.shadows
         flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = settings.reflections
+        self._rule = ImageRule(settings.square, "center") if settings.square else None
 
     def render(self, data: mujoco.MjData) -> NDArray[np.uint8]:
         """The camera's picture of `data`, (H, W, 3) uint8 RGB, newly allocated."""
@@ -267,14 +289,29 @@ class FrameRenderer:
             # With a whole factor, area interpolation is the mean of the drawn pixels.
             size = (self.settings.width, self.settings.height)
             frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-        return np.ascontiguousarray(frame[::-1, ::-1]) if self._turned else frame
+        if self._turned:
+            frame = np.ascontiguousarray(frame[::-1, ::-1])
+        return frame if self._rule is None else self._rule.apply(frame)
 
     def camera_matrix(self) -> NDArray[np.float64]:
         """Intrinsic matrix (3, 3) in pixels; integer coordinates are pixel centres (OpenCV's convention)."""
         fovy_rad = np.deg2rad(self._renderer.model.cam_fovy[self._camera_id])
-        width, height = self.settings.width, self.settings.height
-        focal = 0.5 * height / np.tan(0.5 * fovy_rad)
+        width, height = self.settings.frame_size
+        # The central square of edge min(width, height) becomes one of edge `square`.
+        scale = self.settings.square / min(self.settings.width, self.settings.height) if self.settings.square else 1.0
+        focal = scale * 0.5 * self.settings.height / np.tan(0.5 * fovy_rad)
         return np.array([[focal, 0.0, (width - 1) / 2], [0.0, focal, (height - 1) / 2], [0.0, 0.0, 1.0]])
+
+    def camera_pose(self, data: mujoco.MjData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Position (3,) and quaternion xyzw (4,) of the optical frame: x right, y down in the picture, z into it."""
+        import mujoco
+
+        # MuJoCo's cameras look along -z with y up.
+        axes = [-1.0, 1.0, -1.0] if self._turned else [1.0, -1.0, -1.0]
+        optical = data.cam_xmat[self._camera_id].reshape(3, 3) @ np.diag(axes)
+        wxyz = np.empty(4)
+        mujoco.mju_mat2Quat(wxyz, optical.flatten())
+        return data.cam_xpos[self._camera_id].copy(), np.roll(wxyz, -1)
 
     def close(self) -> None:
         """Free the OpenGL context; harmless when repeated."""

@@ -21,6 +21,8 @@ UNSEEN_TASKS = (
 """Meta-World tasks of the paper that the video model never sees."""
 ADROIT_TASKS = ("adroit-door", "adroit-hammer", "adroit-pen")
 """Dexterous-hand tasks of the paper."""
+PANDA_TASKS = ("panda-push",)
+"""Tasks of the simulated Panda, recorded as its live camera sees them."""
 
 METAWORLD_TASKS = (
     *(
@@ -59,23 +61,26 @@ METAWORLD_TASKS = (
 
 
 def resolve_task(name: str) -> str:
-    """The task's own name: "door-close" for "door-close" and "door-close-v3", "adroit-pen" for itself.
+    """The task's own name: "door-close" for "door-close" and "door-close-v3", others for themselves.
 
     Raises: ConfigError: there is no such task; the message names the nearest.
     """
-    known = METAWORLD_TASKS + ADROIT_TASKS
+    known = METAWORLD_TASKS + ADROIT_TASKS + PANDA_TASKS
     task = name.removesuffix("-v3")
     if task in known:
         return task
     nearest = difflib.get_close_matches(task, known, n=1, cutoff=0.0)[0]
     raise ConfigError(
         "task",
-        expected="a Meta-World v3 or Adroit task",
+        expected="a Meta-World v3 or Adroit task, or panda-push",
         found=repr(name),
         next_step=f"did you mean {nearest!r}?",
     )
 
 
+CAMERAS = {"adroit-door": "fixed", "adroit-hammer": "fixed", "adroit-pen": "vil_camera", "panda-push": "front"}
+
+
 def default_camera(task: str) -> str:
     """Camera that shows hand and object at 64x64: `corner4` in Meta-World, the published views in Adroit."""
-    return {"adroit-door": "fixed", "adroit-hammer": "fixed", "adroit-pen": "vil_camera"}.get(task, "corner4")
+    return CAMERAS.get(task, "corner4")

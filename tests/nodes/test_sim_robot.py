@@ -19,6 +19,8 @@ from tests.nodes.conftest import ROOT, NodeProcess, starter
 ROBOT_FILE = str(ROOT / "config" / "robots" / "sim_panda.yaml")
 TOPICS = load_yaml(ROBOT_FILE)["topics"]
 JOINTS = load_yaml(ROBOT_FILE)["joints"]
+SAWYER_FILE = str(ROOT / "config" / "robots" / "sim_sawyer.yaml")
+IMAGE = "camera/color/image_raw"
 NAMESPACE = "simulated"
 TIMEOUT_S = 60.0
 
@@ -68,6 +70,13 @@ class Watcher:
         while time.monotonic() < end:
             self._publishers[topic].publish(message)
             self.spin(0.05)
+
+    def picture(self) -> np.ndarray:
+        """The newest one (H, W, 3), taken after this call."""
+        before = self.count.get(IMAGE, 0)
+        self.until(lambda: self.count.get(IMAGE, 0) > before + 2)
+        message = self.newest[IMAGE]
+        return np.frombuffer(bytes(message.data), np.uint8).reshape(message.height, message.width, 3)
 
     def tool(self) -> np.ndarray:
         """The newest position, seen after this call."""
@@ -214,6 +223,119 @@ def test_an_emergency_stop_is_latched_until_reset(watcher: Watcher, process: Nod
     assert watcher.tool()[1] == pytest.approx(0.0, abs=0.005)
     watcher.send(TOPICS["twist"], twist(y=0.1), 0.5)
     assert watcher.tool()[1] > 0.01
+
+
+def test_pictures_are_those_that_rewards_are_learned_from(watcher: Watcher, process: NodeProcess, call: Any) -> None:
+    """Cropped as by the reward node, a picture is the frame that the recorder's environment has of the same episode."""
+    from rclpy.qos import qos_profile_sensor_data
+    from sensor_msgs.msg import Image
+    from std_srvs.srv import Trigger
+
+    from dr_core.data.images import ImageRule
+    from dr_sim.environments import make_environment
+
+    watcher.watch(Image, IMAGE, qos_profile_sensor_data)
+    watcher.seen(IMAGE)
+    env = make_environment("panda-push")
+    frames = []
+    for _ in range(2):
+        answer = call(Trigger, process.topic("~/reset"))
+        seed = int(answer.message.removeprefix("seed "))
+        env.reset(seed)
+        frames.append([env.step(np.zeros(3))[0]["image"] for _ in range(5)][-1].astype(int))
+
+        def alike(expected: np.ndarray = frames[-1]) -> bool:
+            return bool(np.abs(ImageRule(64, "center").apply(watcher.picture()) - expected).max() <= 1)
+
+        watcher.until(alike)  # as soon as the block has come to rest on the table here too
+    env.close()
+    assert np.abs(frames[0] - frames[1]).max() > 50
+
+
+def test_a_task_of_the_sawyer(
+    start_node: Any, node: Any, spin_until: Any, call: Any, diagnostics: dict[str, Any]
+) -> None:
+    """The same topics as the Panda: what it publishes, how it moves, stops and begins anew."""
+    from geometry_msgs.msg import PoseStamped
+    from rclpy.qos import qos_profile_sensor_data
+    from sensor_msgs.msg import CameraInfo, Image, JointState
+    from std_msgs.msg import Bool, Float64, Float64MultiArray
+    from std_srvs.srv import Trigger
+    from tf2_msgs.msg import TFMessage
+
+    options = {"task": "push-v3", "robot_file": SAWYER_FILE, "seed": 3, "command_timeout_s": 0.5}
+    process = start_node("sim_robot", namespace="sawyer", **options)
+    watcher = Watcher(node, spin_until, "sawyer")
+    info = "camera/color/camera_info"
+    for kind, topic, qos in (
+        (Image, IMAGE, qos_profile_sensor_data),
+        (CameraInfo, info, qos_profile_sensor_data),
+        (JointState, TOPICS["joint_states"], 10),
+        (PoseStamped, TOPICS["tool_pose"], 10),
+        (PoseStamped, "object_pose", 10),
+        (PoseStamped, "goal_pose", 10),
+        (Bool, "success", 10),
+        (TFMessage, "/tf", 100),
+    ):
+        watcher.watch(kind, topic, qos)
+    watcher.seen(IMAGE, info, TOPICS["joint_states"], TOPICS["tool_pose"], "object_pose", "goal_pose", "success")
+
+    picture = watcher.picture()
+    assert picture.shape == (480, 640, 3) and picture.std() > 15
+    assert np.ptp(picture[:16, 400:].astype(int), axis=(0, 1)).max() < 10  # upright: plain background above
+    assert watcher.newest[info].k[0] == pytest.approx(240 / np.tan(np.deg2rad(30)))
+    assert list(watcher.newest[TOPICS["joint_states"]].name)[:7] == load_yaml(SAWYER_FILE)["joints"]
+    assert not watcher.newest["success"].data
+    moving = {transform.child_frame_id for transform in watcher.newest["/tf"].transforms}
+    assert moving <= {"hand", "panda_hand_tcp"}  # the other robot of this file may be there too
+    assert watcher.newest["object_pose"].header.frame_id == "base"
+
+    before = watcher.tool()
+    watcher.send(TOPICS["twist"], twist(x=0.1), 1.0)
+    watcher.spin(0.8)
+    after = watcher.tool()
+    assert 0.05 < after[0] - before[0] < 0.25 and np.abs(after - before)[1:].max() < 0.02
+    watcher.spin(0.5)
+    assert watcher.tool() == pytest.approx(after, abs=0.002)
+    open_fingers = watcher.joints()["r_close"]
+    watcher.send(TOPICS["gripper"], Float64(data=0.0), 0.5)
+    watcher.until(lambda: watcher.joints()["r_close"] > open_fingers + 0.03)
+
+    turning = twist()
+    turning.twist.angular.z = 0.5
+    watcher.send(TOPICS["twist"], turning, 0.2)
+    process.wait_for("does not turn")
+    watcher.send(TOPICS["joint_velocities"], Float64MultiArray(data=[0.1] * 7), 0.2)
+    process.wait_for("command ignored: joint velocities")
+    watcher.send(TOPICS["joint_positions"], Float64MultiArray(data=[0.1] * 7), 1.2)
+    process.wait_for("command ignored: joint positions")
+    assert process.output().count("does not turn") == 1
+    assert watcher.tool() == pytest.approx(after, abs=0.003)
+
+    watcher.send(TOPICS["estop"], Bool(data=True), 0.3)
+    stopped = watcher.tool()
+    watcher.send(TOPICS["twist"], twist(x=0.1), 0.5)
+    assert watcher.tool() == pytest.approx(stopped, abs=0.003)
+    object_before = watcher.newest["object_pose"].pose.position.x
+    assert call(Trigger, process.topic("~/reset")).message == "seed 4"
+    start = watcher.tool()
+    assert start == pytest.approx(before, abs=0.01)
+    assert watcher.newest["object_pose"].pose.position.x != object_before
+    watcher.send(TOPICS["twist"], twist(x=0.1), 0.5)
+    assert watcher.tool()[0] > start[0] + 0.01
+    watcher.until(lambda: any(name.endswith("simulation") for name in diagnostics))
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "words"),
+    [("door-close", ROBOT_FILE, "sim_sawyer.yaml"), ("door-closed", SAWYER_FILE, "did you mean 'door-close'")],
+)
+def test_a_task_it_cannot_simulate_is_refused(
+    start_node: Any, state_of: Any, ros: None, task: str, file: str, words: str
+) -> None:
+    process = start_node("sim_robot", task=task, robot_file=file)
+    assert words in process.wait_for("refused: ")
+    assert state_of(process) == "unconfigured"
 
 
 def test_without_a_robot_file_it_refuses(start_node: Any, state_of: Any, ros: None) -> None:

@@ -154,7 +154,7 @@ def episode(arm: SimulatedArm, seed: int, share: float, seconds: float = 20.0) -
     for _ in range(round(seconds / 0.1)):
         arm.command_twist(0.2 * disturb(arm.expert_action()), ZERO)
         arm.step(0.1)
-        path.append(arm.block_pose[0])
+        path.append(arm.object_pose[0])
         if arm.success:
             return True, np.array(path)
     return False, np.array(path)
@@ -162,7 +162,7 @@ def episode(arm: SimulatedArm, seed: int, share: float, seconds: float = 20.0) -
 
 def test_the_expert_pushes_the_block_to_the_goal(arm: SimulatedArm) -> None:
     assert [episode(arm, seed, 0.0)[0] for seed in range(5)] == [True] * 5
-    block, goal = arm.block_pose[0], arm.goal_m
+    block, goal = arm.object_pose[0], arm.goal_m
     assert np.linalg.norm((block - goal)[:2]) < SUCCESS_DISTANCE_M
 
 
@@ -196,7 +196,7 @@ def test_seeds_place_block_and_goal(arm: SimulatedArm) -> None:
     places = []
     for seed in (0, 1, 0):
         arm.reset(seed)
-        places.append(np.concatenate([arm.block_pose[0], arm.goal_m]))
+        places.append(np.concatenate([arm.object_pose[0], arm.goal_m]))
     assert (places[0] == places[2]).all() and np.abs(places[0] - places[1]).max() > 0.01
 
 
@@ -213,5 +213,5 @@ def test_pictures_show_the_block_where_the_camera_matrix_says(arm: SimulatedArm)
             [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
         ]
     )
-    seen = arm.camera_matrix() @ base_from_optical.T @ (arm.block_pose[0] - camera_m)
+    seen = arm.camera_matrix() @ base_from_optical.T @ (arm.object_pose[0] - camera_m)
     assert [columns.mean(), rows.mean()] == pytest.approx(seen[:2] / seen[2], abs=6)

@@ -13,6 +13,7 @@ import pytest
 if importlib.util.find_spec("metaworld") is None:
     pytest.skip("the simulator is not installed", allow_module_level=True)
 
+from dr_core.data.images import ImageRule
 from dr_core.errors import ConfigError, RenderingError
 from dr_sim import rendering
 from dr_sim.rendering import FrameRenderer, RenderSettings, select_backend
@@ -96,6 +97,20 @@ def test_supersampling_averages_the_larger_picture(scene):
     assert np.abs(frames[0] - frames[1].reshape(64, 2, 64, 2, 3).mean((1, 3))).max() <= 0.5
 
 
+def test_a_square_is_cut_as_from_the_picture_of_a_live_camera(scene):
+    settings = RenderSettings(width=160, height=120, camera="level")
+    whole = FrameRenderer(*scene, settings)
+    square = FrameRenderer(*scene, replace(settings, square=64))
+    frame, matrix = square.render(scene[1]), square.camera_matrix()
+    assert np.array_equal(frame, ImageRule(64, "center").apply(whole.render(scene[1])))
+    assert frame.shape == (64, 64, 3) and square.settings.frame_size == (64, 64)
+    expected = matrix @ [RED_BALL_M[0] / 2.0, -(RED_BALL_M[2] - 1.0) / 2.0, 1.0]
+    assert np.allclose(centre_of_red(frame), expected[:2], atol=1.0)
+    assert square.settings.to_dict()["square"] == "64" and "square" not in settings.to_dict()
+    whole.close()
+    square.close()
+
+
 def test_settings_as_metadata():
     recorded = RenderSettings().to_dict()
     assert recorded["shadows"] == "false" and recorded["width"] == "64" and recorded["camera"] == "corner4"
@@ -103,7 +118,7 @@ def test_settings_as_metadata():
     assert all(isinstance(value, str) for value in recorded.values())
 
 
-@pytest.mark.parametrize("change", [{"width": 4}, {"msaa": 3}, {"supersample": 3}])
+@pytest.mark.parametrize("change", [{"width": 4}, {"msaa": 3}, {"supersample": 3}, {"square": 65}])
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ConfigError):
         RenderSettings(**change)

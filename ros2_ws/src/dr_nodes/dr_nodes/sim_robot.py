@@ -1,12 +1,14 @@
-"""A simulated Panda behind the topics of a real one: camera, joints, tool pose, command topics, emergency stop.
+"""A simulated arm behind the topics of a real one: camera, joints, tool pose, command topics, emergency stop.
 
-Also publishes what only a simulator knows: object_pose, goal_pose and success.
+Also publishes what only a simulator knows: object_pose, goal_pose and success. The task says which arm it is: a Panda
+that pushes a block, or the Sawyer of Meta-World's tasks.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,12 @@ from dr_core.safety.limits import load_robot
 from dr_nodes import convert
 from dr_nodes.common import IMAGE_QOS, OK, WARN, ManagedNode, Param, image_qos, needed, run
 from dr_nodes.messages import twist_to_values
-from dr_sim.arm import CAMERA, SimulatedArm
-from dr_sim.rendering import RenderSettings
+from dr_sim.robot import make_robot
 
 PARAMETERS = (
+    Param("task", "panda-push", "panda-push, or a task of Meta-World's Sawyer such as door-close"),
     Param("robot_file", "", "YAML file of the robot: names of joints, frames and topics"),
-    Param("seed", 0, "first places of block and goal; each reset takes the next", 0, 2**31 - 1),
+    Param("seed", 0, "of the first episode: places of object and goal; each reset takes the next", 0, 2**31 - 1),
     Param("rate_hz", 50.0, "joint states and poses a second", 1.0, 500.0),
     Param("camera_rate_hz", 30.0, "pictures a second", 1.0, 120.0),
     Param("width", 640, "of the pictures, pixels", 8, 4096),
@@ -36,8 +38,8 @@ PARAMETERS = (
     Param("command_timeout_s", 0.2, "without a command for so long, the arm holds its position", 0.0, 10.0),
     *IMAGE_QOS,
 )
-# After a pause of the process the simulation goes on where it was, instead of catching up.
-LONGEST_STEP_S = 0.1
+# A slow picture is caught up with; after a longer pause of the process the simulation goes on where it was.
+LONGEST_STEP_S = 0.2
 WINDOW_S = 2.0
 
 
@@ -51,11 +53,12 @@ class SimRobot(ManagedNode):
     def configure(self) -> None:
         self.robot = load_robot(needed(self.value("robot_file"), "robot_file", "the robot's YAML file"))
         self.frames, topics = self.robot.frames, self.robot.topics
-        settings = RenderSettings(width=self.value("width"), height=self.value("height"), camera=CAMERA)
-        self.arm = SimulatedArm(command_timeout_s=self.value("command_timeout_s"), settings=settings)
+        options = {name: self.value(name) for name in ("command_timeout_s", "width", "height")}
+        arm = make_robot(self.value("task"), self.robot.joints, **options)
         self.seed = self.value("seed")
-        self.arm.reset(self.seed)
-        self.k = self.arm.camera_matrix()
+        arm.reset(self.seed)
+        self.k = arm.camera_matrix()
+        self.arm = arm
         sensor, latched = image_qos(self), QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.outputs = {
             name: self.create_lifecycle_publisher(kind, topic, qos)
@@ -76,9 +79,9 @@ class SimRobot(ManagedNode):
             for kind, topic, callback in (
                 (TwistStamped, topics.twist, self.on_twist),
                 (JointTrajectory, topics.trajectory, self.on_trajectory),
-                (Float64MultiArray, topics.joint_positions, self.on_joint_positions),
-                (Float64MultiArray, topics.joint_velocities, self.on_joint_velocities),
-                (Float64, topics.gripper, self.on_gripper),
+                (Float64MultiArray, topics.joint_positions, partial(self.on_numbers, "command_joint_positions")),
+                (Float64MultiArray, topics.joint_velocities, partial(self.on_numbers, "command_joint_velocities")),
+                (Float64, topics.gripper, partial(self.on_numbers, "command_gripper")),
                 (Bool, topics.estop, self.on_estop),
             )
         ]
@@ -122,7 +125,7 @@ class SimRobot(ManagedNode):
             convert.joint_state(stamp_ns, arm.joint_names, arm.joint_positions.tolist(), arm.joint_velocities.tolist())
         )
         out["tool"].publish(convert.arrays_to_pose(stamp_ns, base, *arm.tool_pose))
-        out["object"].publish(convert.arrays_to_pose(stamp_ns, base, *arm.block_pose))
+        out["object"].publish(convert.arrays_to_pose(stamp_ns, base, *arm.object_pose))
         out["goal"].publish(convert.arrays_to_pose(stamp_ns, base, arm.goal_m, np.array([0.0, 0.0, 0.0, 1.0])))
         out["success"].publish(Bool(data=arm.success))
         tool = convert.arrays_to_transform(stamp_ns, base, self.frames.tool, *arm.tool_pose)
@@ -132,9 +135,8 @@ class SimRobot(ManagedNode):
         stamp_ns, frame = self.now_ns(), self.frames.camera
         pixels = self.arm.render()
         self.outputs["image"].publish(convert.array_to_image(pixels, stamp_ns, frame))
-        height, width = pixels.shape[:2]
-        info = convert.camera_info(stamp_ns, frame, width, height, self.k, np.zeros(5))
-        self.outputs["info"].publish(info)
+        size = self.value("width"), self.value("height")
+        self.outputs["info"].publish(convert.camera_info(stamp_ns, frame, *size, self.k, np.zeros(5)))
 
     def publish_camera_frame(self) -> None:
         self.destroy_timer(self.timers_.pop())
@@ -151,7 +153,9 @@ class SimRobot(ManagedNode):
 
     def on_twist(self, message: Any) -> None:
         values = np.array(twist_to_values(message))
-        self.command(self.arm.command_twist, values[:3], values[3:])
+        if values[3:].any() and not self.arm.tool_turns:
+            self.get_logger().warning("the tool of this robot does not turn: rotation is ignored", once=True)
+        self.command("command_twist", values[:3], values[3:])
 
     def on_trajectory(self, message: Any) -> None:
         """The arm goes straight to the last point."""
@@ -163,21 +167,15 @@ class SimRobot(ManagedNode):
         except UserError as error:
             self.get_logger().warning(f"joint trajectory ignored: {error}", throttle_duration_sec=1.0)
             return
-        self.command(self.arm.command_joint_positions, positions)
+        self.command("command_joint_positions", positions)
 
-    def on_joint_positions(self, message: Any) -> None:
-        self.command(self.arm.command_joint_positions, np.array(message.data))
+    def on_numbers(self, command: str, message: Any) -> None:
+        self.command(command, np.array(message.data))
 
-    def on_joint_velocities(self, message: Any) -> None:
-        self.command(self.arm.command_joint_velocities, np.array(message.data))
-
-    def on_gripper(self, message: Any) -> None:
-        self.command(self.arm.command_gripper, message.data)
-
-    def command(self, give: Any, *values: Any) -> None:
-        """Hand a command to the arm; what is no number is ignored, as by a real controller."""
+    def command(self, command: str, *values: Any) -> None:
+        """Hand a command to the arm; one that is no number or that it does not take is ignored, as by a real one."""
         try:
-            give(*values)
+            getattr(self.arm, command)(*values)
         except ValueError as error:
             self.get_logger().warning(f"command ignored: {error}", throttle_duration_sec=1.0)
 
