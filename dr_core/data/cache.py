@@ -28,7 +28,7 @@ _ARRAY = "data.npy"
 
 @dataclass(frozen=True)
 class Clip:
-    """One episode of a store: ``length`` entries from ``start``."""
+    """One episode of a store: ``length`` entries from ``start``, recorded at ``rate_hz``; 0 if that is not known."""
 
     task: str
     behaviour: str
@@ -36,6 +36,7 @@ class Clip:
     length: int
     source: str
     seed: int | None
+    rate_hz: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,11 @@ def frame_store(
                 found=str(own),
                 next_step="train on episodes recorded alike",
             )
-        length = len(episode.frames)
-        digest.update(f"{behaviour} {episode.metadata.task} {length}\n".encode())
+        length, metadata = len(episode.frames), episode.metadata
+        digest.update(f"{behaviour} {metadata.task} {length}\n".encode())
         digest.update(np.ascontiguousarray(episode.frames).data)
-        clips.append(Clip(episode.metadata.task, behaviour, start, length, str(source), episode.metadata.seed))
+        rate_hz = float(metadata.rate_hz)
+        clips.append(Clip(metadata.task, behaviour, start, length, str(source), metadata.seed, rate_hz))
         parts.append(episode.frames)
         start += length
         progress(done + 1, len(sources))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from dr_core.diffusion.inplace import InPlaceDenoiser
 from dr_core.diffusion.schedule import ScheduleConfig, mask_and_uniform
 from dr_core.diffusion.train import history_indices
 from dr_core.errors import CheckpointError, ConfigError
+from dr_core.memory import is_out_of_memory
 from dr_core.presets import NEEDS_BACKGROUND, EstimatorConfig, EstimatorName, RewardModelConfig
 from dr_core.rewards import entropy
 from dr_core.rewards.familiarity import Familiarity
@@ -36,12 +37,16 @@ from dr_core.rewards.progress import RATE_FRAMES, Progress, rate
 from dr_core.seeding import generator, generator_on
 from dr_core.types import Reward
 
-ENCODE_BATCH = 32
-SCORE_BATCH = 32
+BATCH = 32
 """Frames per network call: what a block works on then fits the processor's cache (docs/performance.md)."""
+SMALL_BATCH = 4
+"""The same once memory did not suffice."""
 NOISE_SEED = 0
 """Of the draws of sampling estimators: the same for every frame, live and from a bag."""
 Precision = Literal["float32", "bfloat16"]
+Result = TypeVar("Result")
+SAME_RATE = 1.05
+"""Frame rates within this factor are one: those of real cameras are measured, and never quite equal."""
 FRAME_BATCH = 2048
 """Frames per evaluation of what needs no network call."""
 
@@ -132,6 +137,7 @@ class RewardModel:
     ) -> None:
         self.config, self.manifest, self.device = config, manifest, torch.device(device)
         self.networks = networks.to(self.device).eval()
+        self._batch = BATCH
         self.tasks: list[str] = list(manifest["tasks"])
         self.model_hash: str = manifest.get("sha256", {}).get("model.safetensors", "")
         self._noise = lru_cache(maxsize=64)(self._draw_noise)
@@ -166,12 +172,16 @@ class RewardModel:
             missing = [t for t in checkpoint.manifest["tasks"] if t not in statistics[config.estimator.name]]
             entries = [entry for table in statistics.values() for entry in table.values()]
             usable = all(math.isfinite(e["mean"]) and 0 < e["std"] < math.inf for e in entries)
+            rates = checkpoint.manifest.get("frame_rate_hz", {})
+            rates_known = all(0 <= rate < math.inf for rate in rates.values())
         except (ConfigError, KeyError, TypeError, AttributeError) as error:
             raise _not_a_reward_model(checkpoint, repr(error)) from error
         if missing:
             raise _not_a_reward_model(checkpoint, f"no statistics of task {missing[0]}")
         if not usable:
             raise _not_a_reward_model(checkpoint, "a mean that is not finite, or a spread that is not positive")
+        if not rates_known:
+            raise _not_a_reward_model(checkpoint, f"frame rates {rates}")
         num_centres = len(checkpoint.tensors.get("progress.weight", ()))
         networks = Networks(config, len(checkpoint.manifest["tasks"]), num_centres)
         load_weights(networks, checkpoint.tensors, "", path)
@@ -206,6 +216,16 @@ class RewardModel:
         entry = table.get(task) or table.get("all") or {"mean": 0.0, "std": 1.0}
         return float(entry["mean"]), float(entry["std"])
 
+    def frame_rate_hz(self, task: str | None = None) -> float:
+        """At which rate the recordings of a task were made; 0 if that is not known.
+
+        Without a task, or for one the model was not trained on, the rate that all training tasks share.
+        """
+        rates: Mapping[str, float] = self.manifest.get("frame_rate_hz", {})
+        if task is not None and task in rates:
+            return float(rates[task])
+        return common_rate_hz(list(rates.values()))
+
     # ---- frames and tokens ----
 
     @torch.inference_mode()
@@ -215,7 +235,7 @@ class RewardModel:
         if frames.dtype != np.uint8 or frames.shape[1:] != (size, size, 3) or not len(frames):
             raise ValueError(f"frames are uint8 (T, {size}, {size}, 3), not {frames.dtype} {frames.shape}")
         encode = lambda part: self._codec.encode(to_images(part, self.device))  # noqa: E731
-        return _in_batches(encode, frames, ENCODE_BATCH)
+        return self._in_memory(lambda batch: _in_batches(encode, frames, batch))
 
     @torch.inference_mode()
     def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -225,7 +245,7 @@ class RewardModel:
             images = self.networks.codec.decode(torch.from_numpy(part).to(self.device))
             return ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
 
-        return _in_batches(decode, tokens, ENCODE_BATCH)
+        return self._in_memory(lambda batch: _in_batches(decode, tokens, batch))
 
     @torch.inference_mode()
     def imagine(self, tokens: NDArray[np.int64], seed: int = 0) -> NDArray[np.int64]:
@@ -234,7 +254,7 @@ class RewardModel:
         history = torch.from_numpy(tokens[indices].reshape(len(tokens), -1)).to(self.device)
         denoiser, diffusion = self._denoiser(0), self.networks.diffusion
         drawn = []
-        for part in history.split(SCORE_BATCH):
+        for part in history.split(self._batch):
             trajectory = entropy.reverse(
                 diffusion,
                 denoiser,
@@ -334,8 +354,22 @@ class RewardModel:
         """
         questions = np.concatenate([histories, targets], 1) if looks_at_outcome(settings.name) else histories
         _, first, inverse = np.unique(_as_rows(questions), return_index=True, return_inverse=True)
+        values, errors, calls = self._in_memory(
+            lambda batch: self._estimate_in_batches(settings, histories, targets, first, batch)
+        )
+        return values[inverse], errors[inverse], calls
+
+    def _estimate_in_batches(
+        self,
+        settings: EstimatorConfig,
+        histories: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        batch: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+        """As ``_estimate``, for the chosen rows only and without looking for equal ones."""
         values, errors, calls = [], [], 0
-        for chosen in np.array_split(first, range(SCORE_BATCH, len(first), SCORE_BATCH)):
+        for chosen in np.array_split(rows, range(batch, len(rows), batch)):
             count = len(chosen)
             # Few batch sizes, as kernels are prepared for each: the last batch repeats a frame up to a power of two.
             chosen = np.pad(chosen, (0, 2 ** (count - 1).bit_length() - count), mode="edge")
@@ -345,7 +379,20 @@ class RewardModel:
             values.append(estimate.value[:count])
             errors.append(estimate.stderr[:count])
             calls = estimate.calls
-        return torch.cat(values).cpu().numpy()[inverse], torch.cat(errors).cpu().numpy()[inverse], calls
+        return torch.cat(values).cpu().numpy(), torch.cat(errors).cpu().numpy(), calls
+
+    def _in_memory(self, compute: Callable[[int], Result]) -> Result:
+        """``compute(batch size)``; where memory does not suffice, once more with small batches, then and for good."""
+        try:
+            return compute(self._batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of the handler: the error holds on to the tensors of the failed attempt.
+        self._batch = SMALL_BATCH
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return compute(self._batch)
 
     @torch.inference_mode()
     def _frames_alone(
@@ -481,6 +528,13 @@ class RewardStream:
         value = (raw - mean) / std
         valid = math.isfinite(value) and (self._count > spacing or not self._observed)
         return StreamReward(stamp_ns, value, raw, float(stderr[0]) / std, valid, float(ood[0]), calls)
+
+
+def common_rate_hz(rates_hz: Sequence[float]) -> float:
+    """The middle one of frame rates that mean the same; 0 if one is not known (0), or they differ."""
+    if not rates_hz or min(rates_hz) <= 0 or max(rates_hz) > SAME_RATE * min(rates_hz):
+        return 0.0
+    return float(np.median(rates_hz))
 
 
 def check_estimator(name: str, usable: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from dr_core.errors import ConfigError, UserError
 from dr_core.files import run_directory
 from dr_core.presets import RewardModelConfig, TrainRewardConfig
 from dr_core.rewards.familiarity import Familiarity
-from dr_core.rewards.model import Networks, RewardModel
+from dr_core.rewards.model import Networks, RewardModel, common_rate_hz
 from dr_core.rewards.progress import Progress
 from dr_core.seeding import numpy_generator
 from dr_core.training import Metrics, Stage, newest_checkpoint, train
@@ -241,6 +241,7 @@ def facts(config: RewardModelConfig, tokens: Store, networks: Networks, device: 
     manifest = {
         "tasks": tasks,
         "statistics": {},
+        "frame_rate_hz": {task: _frame_rate_hz(tokens, task) for task in tasks},
         "render": tokens.render,
         "dataset_sha256": tokens.sha256,
         "training_seeds": seeds,
@@ -248,6 +249,11 @@ def facts(config: RewardModelConfig, tokens: Store, networks: Networks, device: 
     scorer = RewardModel(config, networks, manifest, device)
     manifest["statistics"] = {name: _statistics(scorer, tokens, name) for name in scorer.estimators()}
     return manifest
+
+
+def _frame_rate_hz(tokens: Store, task: str) -> float:
+    """At which rate the experts of a task were recorded; 0 where that is not known, or they differ."""
+    return common_rate_hz([clip.rate_hz for clip in tokens.clips if clip.behaviour == EXPERT and clip.task == task])
 
 
 def _statistics(scorer: RewardModel, tokens: Store, estimator: str) -> dict[str, dict[str, float]]:

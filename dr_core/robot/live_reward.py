@@ -14,10 +14,13 @@ from dr_core.data.images import DamagedImage, ImageRule
 from dr_core.data.messages import choose_image_channel, decode_image
 from dr_core.data.storage import locate, refuse_damage, scan, survey
 from dr_core.errors import ConfigError
+from dr_core.memory import is_out_of_memory
+from dr_core.rewards.combine import combine
 from dr_core.robot.frames import DEFAULT_RULES, FrameGate, FrameRules, Spacing
 
 if TYPE_CHECKING:
     from dr_core.rewards.model import RewardModel, StreamReward
+    from dr_core.rewards.rnd import RandomNetworkDistillation
 
 
 class Stream(Protocol):
@@ -32,6 +35,12 @@ class FrameReward(NamedTuple):
     """The reward of one camera frame; fields as in ``dr_core.rewards.model.StreamReward``.
 
     ``valid`` also takes the camera's faults into account. ``value`` is NaN where there is no number.
+
+    Attributes:
+        value: the whole reward: (1 - alpha) times the standardised video reward, plus ``exploration``, plus the weight
+            of success times ``success``.
+        exploration: what novelty adds to ``value``; 0 when it is off. It depends on all frames since the start.
+        success: whether the task is done, 0 or 1.
     """
 
     stamp_ns: int
@@ -40,6 +49,8 @@ class FrameReward(NamedTuple):
     stderr: float
     valid: bool
     ood: float
+    exploration: float = 0.0
+    success: float = 0.0
 
 
 class Judged(NamedTuple):
@@ -58,6 +69,11 @@ class LiveReward:
         rules: what the camera has to deliver.
         spacing_ns: time between the model's frames; 0 scores every frame.
         ood_limit: rewards of frames less familiar than this are invalid; 0: of none.
+        exploration_alpha: share of novelty in the reward; it learns from every frame that is scored. 0: off.
+        success_weight: what ``success`` is worth.
+
+    Attributes:
+        success: whether the task is done now, 0 or 1; set it when that is told.
     """
 
     def __init__(
@@ -68,10 +84,19 @@ class LiveReward:
         *,
         spacing_ns: int = 0,
         ood_limit: float = 0.0,
+        exploration_alpha: float = 0.0,
+        success_weight: float = 1.0,
     ) -> None:
         self.gate = FrameGate(rules)
+        self.success = 0.0
         self._stream, self._rule, self._ood_limit = stream, rule, ood_limit
         self._spacing = Spacing(spacing_ns)
+        self._alpha, self._success_weight = exploration_alpha, success_weight
+        self._novelty: RandomNetworkDistillation | None = None
+        if exploration_alpha:
+            from dr_core.rewards.rnd import RandomNetworkDistillation
+
+            self._novelty = RandomNetworkDistillation()
 
     @property
     def counts(self) -> Counter[str]:
@@ -109,20 +134,39 @@ class LiveReward:
     def _score(self, image: NDArray[np.uint8], stamp_ns: int, causes: list[str]) -> FrameReward:
         try:
             reward = self._stream.push(image, stamp_ns)
+            novelty = self._explore(image)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RuntimeError) and "out of memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             self._restart()
-            causes.append("out of memory")
+            causes.append(f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more'}")
             self.counts["out_of_memory"] += 1
-            return FrameReward(stamp_ns, math.nan, math.nan, math.nan, False, math.nan)
+            return FrameReward(stamp_ns, math.nan, math.nan, math.nan, False, math.nan, success=self.success)
         assert reward is not None, "the gate lets only increasing stamps pass"
-        value = reward.value
-        if not math.isfinite(value):
+        terms = combine(reward.value, novelty, self.success, alpha=self._alpha, success_weight=self._success_weight)
+        value, finite = float(terms.total), math.isfinite(terms.total)
+        if not finite:
             causes.append("the reward is not a number")
             self.counts["not_a_number"] += 1
             value = math.nan
-        return FrameReward(stamp_ns, value, reward.raw, reward.stderr, reward.valid, reward.ood)
+        return FrameReward(
+            stamp_ns,
+            value,
+            reward.raw,
+            reward.stderr,
+            reward.valid and finite,
+            reward.ood,
+            float(terms.exploration),
+            self.success,
+        )
+
+    def _explore(self, image: NDArray[np.uint8]) -> float:
+        """How new a frame is, before it is learned; 0 when exploration is off."""
+        if self._novelty is None:
+            return 0.0
+        novelty = float(self._novelty.score(image[None])[0])
+        self._novelty.update(image[None])
+        return novelty
 
     def _restart(self) -> None:
         self._stream.reset()
@@ -137,23 +181,27 @@ def relabel(
     estimator: str | None = None,
     rule: ImageRule | None = None,
     rules: FrameRules = DEFAULT_RULES,
-    spacing_ns: int = 0,
+    spacing_ns: int | None = None,
     ood_limit: float = 0.0,
     image_topic: str | None = None,
 ) -> list[FrameReward]:
-    """The rewards that a live node gives for the frames of a bag, in the order in which they arrived.
+    """The video rewards that a live node gives for the frames of a bag, in the order in which they arrived.
 
-    Arguments are those of the node; a node that missed its deadline has fewer.
+    Arguments are those of the node; a node that missed its deadline has fewer. Exploration is left out, as it depends
+    on what was seen before the recording; success is in the recording itself.
+
+    Args:
+        spacing_ns: time between the model's frames; 0 scores every frame, None takes the model's own spacing.
 
     Raises:
         BagError: as :func:`~dr_core.data.episodes.read_episode`.
-        ConfigError: a task or an estimator that the model does not have.
+        ConfigError: a task or an estimator that the model does not have, or a frame spacing that it does not know.
     """
     live = LiveReward(
         model.stream(task=known_task(model, task), estimator=estimator),
         rule or model.config.image,
         rules,
-        spacing_ns=spacing_ns,
+        spacing_ns=frame_spacing_ns(model, task) if spacing_ns is None else spacing_ns,
         ood_limit=ood_limit,
     )
     bag = locate(path)
@@ -190,3 +238,42 @@ def known_task(model: RewardModel, task: str | None) -> str | None:
             next_step="name one of those, or none to standardise by all training tasks",
         )
     return task
+
+
+def frame_spacing_ns(model: RewardModel, task: str | None, frame_rate_hz: float = -1.0) -> int:
+    """Time between the frames of a reward; 0: every frame.
+
+    Args:
+        frame_rate_hz: of the recordings that the model learned from; 0 for every frame, below 0 for what it knows.
+
+    Raises:
+        ConfigError: it does not know it.
+    """
+    rate_hz = model.frame_rate_hz(task or None) if frame_rate_hz < 0 else frame_rate_hz
+    if rate_hz == 0 and frame_rate_hz < 0:
+        raise ConfigError(
+            "parameter frame_rate_hz",
+            expected="the frame rate of the recordings the model learned from, in Hz",
+            found="nothing, and a model that does not know it or has tasks of several rates",
+            next_step="give it: -p frame_rate_hz:=10.0, or 0.0 to use every frame",
+        )
+    return round(1e9 / rate_hz) if rate_hz else 0
+
+
+def crop_rule(rule: ImageRule, crop: str) -> ImageRule:
+    """The model's rule with another crop: none, center, or x,y,width,height in pixels; empty leaves it.
+
+    Raises:
+        ConfigError: not a crop.
+    """
+    if not crop:
+        return rule
+    try:
+        parts = tuple(int(part) for part in crop.split(",")) if "," in crop else crop
+        if isinstance(parts, tuple) and len(parts) != 4:
+            raise ValueError(f"{len(parts)} numbers")
+        return ImageRule(rule.size, parts)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConfigError(
+            "crop", expected="none, center, or x,y,width,height", found=str(error), next_step="correct it"
+        ) from error

@@ -39,7 +39,7 @@ def test_frames_are_those_of_the_episodes_with_their_index(tmp_path: Path) -> No
     assert store.data.dtype == np.uint8 and store.data.shape == (16, 64, 64, 3)
     for clip, frames in zip(store.clips, want, strict=True):
         np.testing.assert_array_equal(store.array(clip), frames)
-    assert store.clips[1] == Clip("slide", EXPERT, 5, 7, str(given[1][1]), 2)
+    assert store.clips[1] == Clip("slide", EXPERT, 5, 7, str(given[1][1]), 2, 10.0)
     assert store.tasks(EXPERT) == ["push", "slide"] and store.tasks(BACKGROUND) == ["push"]
     assert store.render == RENDER
     assert told == [(1, 3), (2, 3), (3, 3)]

@@ -14,7 +14,9 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 
 from dr_core.data.video import write_video
+from dr_core.errors import ConfigError
 from dr_nodes.convert import image_to_array, stamp_to_ns
+from dr_nodes.sources import RealSenseSource, SourceLost
 from tests.nodes.conftest import TIMEOUT_S, NodeProcess
 
 WIDTH, HEIGHT = 64, 48
@@ -174,12 +176,16 @@ def test_a_webcam_that_was_unplugged_is_opened_again(
 
 @pytest.fixture(scope="module")
 def realsense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recording of a software device: colour k*10, depth 1000 + k mm, stamps 33.3 ms apart."""
+    """A recording with stamps of the host's clock."""
+    return record_realsense(tmp_path_factory.mktemp("realsense") / "recording.db3", 1.7e12, "global_time")
+
+
+def record_realsense(path: Path, start_ms: float, clock: str) -> Path:
+    """Record a software device: colour k*10, depth 1000 + k mm, stamps 33.3 ms apart on a clock of the library."""
     try:
         import pyrealsense2 as rs
     except ImportError as error:
         pytest.skip(f"pyrealsense2 does not load: {error}")
-    path = tmp_path_factory.mktemp("realsense") / "recording.db3"
     device = rs.software_device()
     device.register_info(rs.camera_info.serial_number, SERIAL)
     sensors, profiles = [], []
@@ -207,7 +213,6 @@ def realsense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for sensor, profile in zip(sensors, profiles, strict=True):
         sensor.open(profile)
         sensor.start(syncer)
-    start_ms = 1.7e12
     for k in range(10):
         depth, color = np.full((HEIGHT, WIDTH), 1000 + k, np.uint16), np.full((HEIGHT, WIDTH, 3), 10 * k, np.uint8)
         for sensor, profile, pixels in zip(sensors, profiles, (depth, color), strict=True):
@@ -215,7 +220,7 @@ def realsense(tmp_path_factory: pytest.TempPathFactory) -> Path:
             frame.pixels = pixels
             frame.bpp = 2 if pixels.ndim == 2 else 3
             frame.stride = frame.bpp * WIDTH
-            frame.timestamp, frame.domain = start_ms + 100 / 3 * k, rs.timestamp_domain.global_time
+            frame.timestamp, frame.domain = start_ms + 100 / 3 * k, getattr(rs.timestamp_domain, clock)
             frame.frame_number, frame.profile = k, profile
             if pixels.ndim == 2:
                 frame.depth_units = 0.001
@@ -265,3 +270,34 @@ def test_no_realsense_is_refused(start_node: Any, realsense: Path) -> None:
     start_node("camera", source="realsense", serial="999").wait_for(
         "refused: RealSense: expected serial number 999; found no camera"
     )
+
+
+def test_a_realsense_that_was_unplugged_is_opened_again_with_its_own_clock(tmp_path: Path) -> None:
+    """The source alone: cameras are plugged into its context, where recordings can be loaded as cameras."""
+    recording = str(record_realsense(tmp_path / "camera.db3", 5000.0, "hardware_clock"))
+    import pyrealsense2 as rs
+
+    context = rs.context()
+    plugged = [context.load_device(recording)]
+    source = RealSenseSource(SERIAL, "", width=0, height=0, rate_hz=0.0, now_ns=time.time_ns, context=context)
+    stamps: list[int] = []
+    for _ in range(2):
+        source.open()
+        first = len(stamps)
+        with pytest.raises(SourceLost, match="didn't arrive"):
+            while True:  # until no more pictures come
+                picture = source.read()
+                stamps.append(picture.stamp_ns)
+                assert picture.depth is not None and picture.rgb.shape == (HEIGHT, WIDTH, 3)
+                assert 0 <= time.time_ns() - picture.stamp_ns < 5e9, "the camera's clock began at its start"
+        assert len(stamps) - first >= 3
+        context.unload_device(recording)
+        source.close()
+        plugged.clear()
+        with pytest.raises(ConfigError, match=f"serial number {SERIAL}; found no camera"):
+            source.open()
+        plugged.append(context.load_device(recording))
+    assert (np.diff(stamps) > 0).all(), "no picture twice, none before another"
+    stranger = RealSenseSource("999", "", width=0, height=0, rate_hz=0.0, now_ns=time.time_ns, context=context)
+    with pytest.raises(ConfigError, match=f"expected serial number 999; found {SERIAL}"):
+        stranger.open()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import pickle
+import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,11 +22,15 @@ from dr_interfaces.msg import RewardStamped
 from numpy.typing import NDArray
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Bool
 
+from dr_core.checkpoint import load_checkpoint, save_checkpoint
+from dr_core.config import build
 from dr_core.data.episodes import read_episode
 from dr_core.data.images import decode_raw
-from dr_core.presets import PRESETS
-from dr_core.rewards.model import RewardModel
+from dr_core.presets import PRESETS, RewardModelConfig
+from dr_core.rewards.model import Networks, RewardModel
+from dr_core.rewards.rnd import RandomNetworkDistillation
 from dr_core.rewards.train import train_reward
 from dr_core.robot.live_reward import LiveReward, relabel
 from dr_nodes.convert import array_to_image, header
@@ -308,10 +317,11 @@ def test_a_truncated_jpeg_is_dropped_and_counted(
     process = start_node("reward", model=str(model_path), **settings)
     camera = Camera(process, node, spin_until, diagnostics, CompressedImage)
     camera.connect()
-    files = [cv2.imencode(".jpg", frame[..., ::-1])[1].tobytes() for frame in clip(length=3)]
+    files = [cv2.imencode(".jpg", frame[..., ::-1])[1].tobytes() for frame in clip(length=4)]
     camera.show([CompressedImage(format="jpeg", data=files[0])])
     camera.send(CompressedImage(format="jpeg", data=files[1][:-200]), 1)
-    assert camera.show([CompressedImage(format="jpeg", data=files[2])], first=2)[0].valid
+    rest = camera.show([CompressedImage(format="jpeg", data=data) for data in files[2:]], first=2)
+    assert [one.valid for one in rest] == [False, True], "a gap is not the frame spacing of the model"
     camera.spin(lambda: camera.count("damaged") == 1, "not counted")
 
 
@@ -371,31 +381,237 @@ def test_what_is_missing_is_said_in_one_line(
     assert "Traceback" not in process.output()
 
 
-def test_truncated_weights_are_refused(start_node: Any, model_path: Path, tmp_path: Path, state_of: Any) -> None:
-    copy = tmp_path / "model"
-    copy.mkdir()
-    for file in model_path.iterdir():
-        content = file.read_bytes()
-        (copy / file.name).write_bytes(content[:-100] if file.suffix == ".safetensors" else content)
-    process = start_node("reward", model=str(copy))
-    assert f"{copy}/model.safetensors: expected sha256" in process.wait_for("refused: ")
-    assert state_of(process) == "unconfigured"
-
-
 def test_a_parameter_out_of_range_ends_the_node(start_node: Any) -> None:
     process = start_node("reward", repeat_limit=-1)
     assert process.process.wait(TIMEOUT_S) == 2
     assert "repeat_limit" in process.output() and "Traceback" not in process.output()
 
 
-def test_not_a_number_is_never_a_valid_reward(model: RewardModel) -> None:
-    class Broken:
-        def push(self, frame: Frames, stamp_ns: int) -> Any:
-            stream = model.stream()
-            return replace(stream.push(frame, stamp_ns), value=math.inf, valid=True)  # type: ignore[type-var]
+# ---- one process with many models ----
 
-        def reset(self) -> None: ...
 
-    live = LiveReward(Broken(), model.config.image)
-    judged = live.push(clip()[0], 1, 1)
-    assert judged.reward is not None and math.isnan(judged.reward.value) and "not a number" in judged.cause
+@pytest.fixture(scope="module")
+def bare_process(start_wide: Any) -> NodeProcess:
+    """A node that is configured by the tests. What it frees goes back to the system at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+        process: NodeProcess = start_wide("reward", namespace="bare", autostart=False)
+    return process
+
+
+@pytest.fixture
+def load(
+    bare_process: NodeProcess,
+    node: Any,
+    spin_until: Any,
+    diagnostics: Any,
+    state_of: Any,
+    change_state: Any,
+    call: Any,
+) -> Callable[..., Camera]:
+    """`load(path, name=value, …)`: that model with these parameters, configured but not active; and its camera."""
+    from rcl_interfaces.msg import Parameter, ParameterValue
+    from rcl_interfaces.srv import SetParameters
+
+    kinds = {str: (4, "string_value"), float: (3, "double_value"), int: (2, "integer_value")}
+    common = {"task": "push", "image_reliability": "reliable", "image_depth": 100, "ood_limit": 0.0}
+    common |= {"camera_rate_hz": 0.0, "frame_rate_hz": -1.0, "exploration_alpha": 0.0, "success_topic": ""}
+
+    def give(path: Path, **settings: Any) -> Camera:
+        for state, step in (("active", "deactivate"), ("inactive", "cleanup")):
+            if state_of(bare_process) == state:
+                assert change_state(bare_process, step)
+        given = {**common, "model": str(path), **settings}
+        values = []
+        for name, value in given.items():
+            number, field = kinds[type(value)]
+            values.append(Parameter(name=name, value=ParameterValue(type=number, **{field: value})))
+        for answer in call(SetParameters, bare_process.topic("~/set_parameters"), parameters=values).results:
+            assert answer.successful, answer.reason
+        return Camera(bare_process, node, spin_until, diagnostics)
+
+    return give
+
+
+@pytest.fixture
+def run_model(load: Any, bare_process: NodeProcess, change_state: Any) -> Callable[..., Camera]:
+    """`run_model(path, name=value, …)`: the camera of a node that is active with this model."""
+
+    def start(path: Path, **settings: Any) -> Camera:
+        made: Camera = load(path, **settings)
+        assert change_state(bare_process, "configure"), bare_process.output()[-3000:]
+        assert change_state(bare_process, "activate"), bare_process.output()[-3000:]
+        made.connect()
+        return made
+
+    return start
+
+
+def rewritten(model_path: Path, path: Path, *, without: str = "", **changes: Any) -> Path:
+    """The model with other parts, hashes included."""
+    whole = load_checkpoint(model_path)
+    own = ("sha256", "format", "versions", "git_commit", "created_unix_s", without)
+    manifest = {key: value for key, value in whole.manifest.items() if key not in own}
+    tensors, config = whole.tensors | changes.get("tensors", {}), whole.config | changes.get("config", {})
+    save_checkpoint(path, tensors, config, manifest | changes.get("manifest", {}))
+    return path
+
+
+def copied(model_path: Path, path: Path, change: Callable[[bytes], bytes], *, honest: bool = False) -> Path:
+    """The model with changed bytes of its weights; with ``honest`` the manifest has their true hash."""
+    shutil.copytree(model_path, path)
+    weights = path / "model.safetensors"
+    weights.write_bytes(change(weights.read_bytes()))
+    if honest:
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["sha256"][weights.name] = hashlib.sha256(weights.read_bytes()).hexdigest()
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+class Trap:
+    """Unpickling it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_models_that_cannot_be_trusted_are_refused(
+    load: Any, model_path: Path, tmp_path: Path, change_state: Any, state_of: Any
+) -> None:
+    sprung = tmp_path / "sprung"
+    pickled = pickle.dumps(Trap(sprung))
+    (tmp_path / "model.pt").write_bytes(pickled)
+    gone = copied(model_path, tmp_path / "gone", bytes)
+    (gone / "model.safetensors").unlink()
+    whole = load_checkpoint(model_path)
+    other_codec = {"fsq": whole.config["fsq"] | {"levels": [8, 4, 4]}}
+    first = next(iter(whole.tensors))
+    flipped = lambda content: content[:-1] + bytes([content[-1] ^ 1])  # noqa: E731
+    pickle_inside = copied(model_path, tmp_path / "pickled", lambda content: pickled, honest=True)
+    rate_free = rewritten(model_path, tmp_path / "rate_free", without="frame_rate_hz")
+    cases = [
+        (gone, f"{gone}/manifest.json: expected the names of plain files beside it"),
+        (copied(model_path, tmp_path / "short", lambda c: c[:-100]), "short/model.safetensors: expected sha256"),
+        (copied(model_path, tmp_path / "flipped", flipped), "flipped/model.safetensors: expected sha256"),
+        (tmp_path / "model.pt", "model.pt: expected a checkpoint directory; found a file (pickles"),
+        (pickle_inside, "pickled/model.safetensors: expected safetensors; found another format"),
+        (rewritten(model_path, tmp_path / "more", tensors={"extra": torch.zeros(1)}), "unexpected extra"),
+        (rewritten(model_path, tmp_path / "other", tensors={first: torch.zeros(3)}), f"{first} has shape (3,)"),
+        (rewritten(model_path, tmp_path / "codec", config=other_codec), "has shape"),
+        (rewritten(model_path, tmp_path / "tasks", manifest={"tasks": ["push", "pull"]}), "no statistics of task pull"),
+        (rate_free, "parameter frame_rate_hz: expected the frame rate of the recordings"),
+    ]
+    camera: Any = None
+    for path, words in cases:
+        camera = load(path)
+        assert not change_state(camera.process, "configure"), path
+        status = camera.status
+        camera.spin(lambda words=words, status=status: words in status("state"), f"{words}: {status('state')}")
+        assert state_of(camera.process) == "unconfigured"
+    assert not sprung.exists(), "a pickle was opened"
+    assert camera.process.output().count("refused: ") == len(cases), "one line for each"
+    assert "Traceback" not in camera.process.output()
+    load(rate_free, frame_rate_hz=10.0)
+    assert change_state(camera.process, "configure"), "the rate is told by hand"
+
+
+def test_the_frame_spacing_is_that_of_the_training(run_model: Any, model_path: Path, model: RewardModel) -> None:
+    frames = moving_square(500, expert=True, length=13)
+    camera = run_model(model_path)
+    before = len(camera.rewards)
+    for k, frame in enumerate(frames):  # at 30 Hz, where the model learned from 10
+        camera.send(frame, k / 3)
+    camera.spin(lambda: len(camera.rewards) == before + 5, "not every third")
+    assert [one.value for one in camera.rewards] == expected(model, frames[::3], camera.start_ns)
+
+
+def test_a_slower_camera_is_told_and_too_slow_a_one_is_not_rewarded(run_model: Any, model_path: Path) -> None:
+    camera = run_model(model_path, camera_rate_hz=20.0)
+    frames = moving_square(500, expert=False, length=43)
+    for k in range(20):
+        camera.send(frames[k], k / 2)
+    camera.spin(lambda: len(camera.rewards) == 10, "every second of 20 Hz")
+    assert all(one.valid for one in camera.rewards[1:])
+    half = camera.show(frames[20:40], first=10)
+    assert all(one.valid for one in half), "the spacing is still met"
+    camera.spin(lambda: "frames a second instead of 20.0" in camera.status("frames"), camera.status("frames"))
+    for k in range(3):
+        [slow] = camera.show(frames[40 + k : 41 + k], first=31 + 2 * k)
+        assert not slow.valid
+    camera.spin(lambda: camera.count("frames_late") == 3, "not counted")
+    camera.spin(lambda: "too slow for the frame spacing" in camera.status("frames"), camera.status("frames"))
+
+
+def test_pictures_unlike_the_training_are_flagged(run_model: Any, model_path: Path) -> None:
+    camera = run_model(model_path, ood_limit=2.0)
+    strange = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    known, again, noise = camera.show([*moving_square(100, expert=True, length=2), strange])
+    assert again.valid and again.ood < 2.0 and known.ood < 2.0
+    assert not noise.valid and noise.ood > 2.0 and math.isfinite(noise.value)
+    camera.spin(lambda: "unlike the training frames" in camera.status("frames"), camera.status("frames"))
+    camera.spin(lambda: camera.count("frames_unfamiliar") == 1, "not counted")
+
+
+def test_exploration_and_success_are_added_and_told(
+    run_model: Any, model_path: Path, model: RewardModel, node: Any
+) -> None:
+    camera = run_model(model_path, exploration_alpha=0.75, success_topic="success", success_weight=2.0)
+    told = node.create_publisher(Bool, camera.process.topic("success"), RELIABLE)
+    camera.spin(told.get_subscription_count, "nobody listens")
+    frames = np.concatenate([clip(length=4), clip(501, length=1)])
+    rewards = camera.show(frames[:2])
+    told.publish(Bool(data=True))
+    k = 2
+    while not rewards[-1].success:  # it takes its time on another topic
+        rewards += camera.show(frames[2:3], first=k)
+        k += 1
+        assert k < 500
+    rewards += camera.show(frames[3:], first=k)
+    seen = [frames[0], frames[1], *[frames[2]] * (k - 2), *frames[3:]]
+    video = expected(model, seen, camera.start_ns)
+    network = RandomNetworkDistillation()
+    for one, frame, term in zip(rewards, seen, video, strict=True):
+        novelty = float(network.score(frame[None])[0])
+        network.update(frame[None])
+        assert one.exploration == pytest.approx(0.75 * novelty, rel=1e-3)
+        assert one.value == pytest.approx(0.25 * term + one.exploration + 2.0 * one.success, rel=1e-4, abs=1e-4)
+    assert [one.success for one in rewards[:2]] == [0.0, 0.0] and rewards[-1].success == 1.0
+    assert rewards[0].exploration > 0
+
+
+def test_not_a_number_is_never_a_valid_reward(run_model: Any, model_path: Path, tmp_path: Path) -> None:
+    weights = load_checkpoint(model_path).tensors
+    huge = {
+        name: value * 1e30 for name, value in weights.items() if name.startswith("video.") and value.is_floating_point()
+    }
+    camera = run_model(rewritten(model_path, tmp_path / "huge", tensors=huge))
+    rewards = camera.show(clip(length=3))
+    assert all(math.isnan(one.value) and not one.valid for one in rewards)
+    camera.spin(lambda: "the reward is not a number" in camera.status("frames"), camera.status("frames"))
+    camera.spin(lambda: camera.count("frames_not_a_number") == 3, "not counted")
+
+
+def test_out_of_memory_makes_rewards_invalid_until_there_is_enough(
+    run_model: Any, model_path: Path, tmp_path: Path
+) -> None:
+    config = load_checkpoint(model_path).config
+    wide = build(RewardModelConfig, config | {"fsq": config["fsq"] | {"channels": 256}})
+    networks = Networks(wide)
+    statistics = {name: {"all": {"mean": 0.0, "std": 1.0}} for name in ("shaped_ratio",)}
+    rates = {"tasks": [], "statistics": statistics, "frame_rate_hz": {"push": 10.0}}
+    RewardModel(wide, networks, rates).save(tmp_path / "wide")
+    camera = run_model(tmp_path / "wide", task="")
+    frames = clip(length=7)
+    camera.show(frames[:2])  # prepares the kernels
+    number = camera.process.process.pid
+    used = int(Path(f"/proc/{number}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(number, resource.RLIMIT_AS, (used + 2**20, resource.RLIM_INFINITY))
+    [starved] = camera.show(frames[2:3], first=2)
+    assert not starved.valid and math.isnan(starved.value)
+    camera.spin(lambda: camera.count("frames_out_of_memory") == 1, "not counted")
+    resource.prlimit(number, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert [one.valid for one in camera.show(frames[3:], first=3)] == [False, True, True, True]

@@ -219,6 +219,10 @@ class ManagedNode(LifecycleNode):
             self.cleanup()
         self.active = self.configured = False
 
+    def finish(self) -> int:
+        """What is left to do when ROS has ended; returns the exit status of the process."""
+        return 0
+
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             self.configure()
@@ -292,8 +296,12 @@ def needed(value: str, parameter: str, what: str) -> str:
 
 
 def run(make: Callable[[], ManagedNode], threads: int = 1) -> int:
-    """Run one node until a signal; returns the exit status, 2 for parameters that are refused."""
-    rclpy.init()
+    """Run one node until a signal, or until it ends ROS; returns the exit status, 2 for parameters that are refused."""
+    try:
+        rclpy.init()
+    except RuntimeError as error:  # arguments or a parameter file that cannot be read
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
     try:
         node = make()
     except (ParameterException, UserError) as error:
@@ -315,4 +323,4 @@ def run(make: Callable[[], ManagedNode], threads: int = 1) -> int:
         node.end()
         node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+    return node.finish()

@@ -181,12 +181,15 @@ def arrays_to_transform(
 
 
 def reward_message(reward: Any, *, frame_id: str, latency_s: float, estimator: str, model_hash: str) -> Any:
-    """A ``StreamReward`` → dr_interfaces/RewardStamped, with the stamp of its frame."""
+    """A ``FrameReward`` → dr_interfaces/RewardStamped, with the stamp of its frame."""
     return RewardStamped(
         header=header(reward.stamp_ns, frame_id),
         value=float(reward.value),
         raw=float(reward.raw),
         stderr=float(reward.stderr),
+        exploration=float(reward.exploration),
+        success=float(reward.success),
+        ood=float(reward.ood),
         valid=bool(reward.valid),
         latency_s=float(latency_s),
         estimator=estimator,

@@ -53,7 +53,7 @@ def robot_command(command_type: str, robot: Robot, stamp_ns: int, values: Sequen
 
 
 def action_to_motion(action: NDArray[np.float64], robot: Robot) -> tuple[list[float], float | None]:
-    """What an action in [-1, 1] means: the tool's velocity (6,) in m/s and rad/s, and the gripper's width in m, or None.
+    """What an action in [-1, 1] means: the tool's velocity (6,), m/s and rad/s, and the gripper's width, m, or None.
 
     Its numbers are x y z, then the three turns if there are six or more, then the gripper (1 closes) if one is left.
     """

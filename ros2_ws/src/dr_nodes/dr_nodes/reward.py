@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from dr_interfaces.msg import RewardStamped
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Bool
 
-from dr_core.data.images import DamagedImage, ImageRule
+from dr_core.data.images import DamagedImage
 from dr_core.errors import ConfigError, UserError
 from dr_core.robot.frames import FrameRules
-from dr_core.robot.live_reward import LiveReward, known_task
+from dr_core.robot.live_reward import LiveReward, crop_rule, frame_spacing_ns, known_task
 from dr_nodes.common import ERROR, IMAGE_QOS, OK, WARN, ManagedNode, Param, image_qos, needed, qos_mismatch, run
 from dr_nodes.convert import reward_message, stamp_to_ns, to_array
 
@@ -33,12 +34,15 @@ PARAMETERS = (
     Param("threads", 0, "of PyTorch; 0 leaves its own choice", 0, 256),
     Param("compressed", False, "subscribe to camera/color/image_raw/compressed instead of camera/color/image_raw"),
     Param("crop", "", "none, center, or x,y,width,height in pixels; empty: as the model was trained"),
-    Param("frame_rate_hz", 0.0, "rate of the recordings the model learned from; 0 uses every frame", 0.0, 1000.0),
+    Param("frame_rate_hz", -1.0, "rate of the training recordings; 0 uses every frame, -1 asks the model", -1.0, 1e3),
     Param("camera_rate_hz", 0.0, "rate of the camera, to notice a slower one; 0 learns it", 0.0, 1000.0),
     Param("width", 0, "declared width of the images, pixels; 0 takes the first one's", 0, 8192),
     Param("height", 0, "declared height of the images, pixels; 0 takes the first one's", 0, 8192),
     Param("repeat_limit", 5, "identical images in a row that make the reward invalid; 0 allows them", 0, 1000),
     Param("ood_limit", 2.0, "rewards of images less familiar than this are invalid; 0 allows all", 0.0, 1e6),
+    Param("exploration_alpha", 0.0, "share of novelty in the reward, which depends on all before; 0 off", 0.0, 1.0),
+    Param("success_topic", "", "std_msgs/Bool that tells when the task is done; empty: none"),
+    Param("success_weight", 1.0, "what a task that is done adds to the reward", 0.0, 1e6),
     Param("deadline_s", 0.1, "from the camera's stamp to publication; later ones are counted", 0.0, 10.0, live=True),
     *IMAGE_QOS,
 )
@@ -52,6 +56,7 @@ class RewardNode(ManagedNode):
         self._model: RewardModel | None = None
         self._live: LiveReward | None = None
         self._subscription: Any = None
+        self._success: Any = None
         self._counts: Counter[str] = Counter()
         self._heard_s = 0.0
         self._alone = True
@@ -73,6 +78,8 @@ class RewardNode(ManagedNode):
         topic = "camera/color/image_raw/compressed" if compressed else "camera/color/image_raw"
         kind = CompressedImage if compressed else Image
         self._subscription = self.create_subscription(kind, topic, self._on_image, image_qos(self))
+        if self.value("success_topic"):
+            self._success = self.create_subscription(Bool, self.value("success_topic"), self._on_success, 10)
 
     def activate(self) -> None:
         self._refuse_second_publisher()
@@ -81,25 +88,31 @@ class RewardNode(ManagedNode):
 
     def cleanup(self) -> None:
         self._model = self._live = None
-        if self._subscription is not None:
-            self.destroy_subscription(self._subscription)
-            self._subscription = None
+        for subscription in filter(None, (self._subscription, self._success)):
+            self.destroy_subscription(subscription)
+        self._subscription = self._success = None
 
     def _new_stream(self) -> None:
         assert self._model is not None
-        model, rate_hz = self._model, self.value("frame_rate_hz")
+        model = self._model
         rules = FrameRules(
             self.value("width"), self.value("height"), self.value("repeat_limit"), self.value("camera_rate_hz")
         )
         task = known_task(model, self.value("task"))
         self._live = LiveReward(
             model.stream(task=task, estimator=self.value("estimator") or None),
-            image_rule(model.config.image, self.value("crop")),
+            crop_rule(model.config.image, self.value("crop")),
             rules,
-            spacing_ns=round(1e9 / rate_hz) if rate_hz else 0,
+            spacing_ns=frame_spacing_ns(model, task, self.value("frame_rate_hz")),
             ood_limit=self.value("ood_limit"),
+            exploration_alpha=self.value("exploration_alpha"),
+            success_weight=self.value("success_weight"),
         )
         self._counts.clear()
+
+    def _on_success(self, message: Any) -> None:
+        if self._live is not None:
+            self._live.success = float(message.data)
 
     def _on_image(self, message: Any) -> None:
         if not self.active or self._live is None or self._model is None:
@@ -168,25 +181,6 @@ class RewardNode(ManagedNode):
             raise ConfigError(
                 topic, expected="one publisher", found=f"{count}: {names}", next_step="stop all but one of them"
             )
-
-
-def image_rule(rule: ImageRule, crop: str) -> ImageRule:
-    """The model's rule with another crop; empty leaves it.
-
-    Raises:
-        ConfigError: not a crop.
-    """
-    if not crop:
-        return rule
-    try:
-        parts = tuple(int(part) for part in crop.split(",")) if "," in crop else crop
-        if isinstance(parts, tuple) and len(parts) != 4:
-            raise ValueError(f"{len(parts)} numbers")
-        return ImageRule(rule.size, parts)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ConfigError(
-            "crop", expected="none, center, or x,y,width,height", found=str(error), next_step="correct it"
-        ) from error
 
 
 def main() -> int:

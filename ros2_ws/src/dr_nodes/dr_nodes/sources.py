@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -174,18 +175,32 @@ class RealSenseSource:
         serial: of the camera; empty takes the only one.
         playback: a recording made with the RealSense tools, played instead of a camera.
         width, height, rate_hz: of both streams; 0 leaves the choice to the library.
+        context: of the library, with the cameras it knows; None: those that are plugged in.
     """
 
-    def __init__(self, serial: str, playback: str, *, width: int, height: int, rate_hz: float, now_ns: Now) -> None:
-        self._serial, self._playback, self._now_ns = serial, playback, now_ns
+    def __init__(
+        self,
+        serial: str,
+        playback: str,
+        *,
+        width: int,
+        height: int,
+        rate_hz: float,
+        now_ns: Now,
+        context: Any = None,
+    ) -> None:
+        self._serial, self._playback, self._now_ns, self._context = serial, playback, now_ns, context
         self._size = (width, height, round(rate_hz))
         self._pipeline: Any = None
         self._align: Any = None
         self._offset_ns: int | None = None
+        self._newest_ns = 0
+        self._frame_number: int | None = None
         self._paused: Any = None
 
     def open(self) -> None:
         rs = _pyrealsense2()
+        self._context = self._context or rs.context()
         config = rs.config()
         if self._playback:
             if not Path(self._playback).is_file():
@@ -195,7 +210,7 @@ class RealSenseSource:
             config.enable_device(self._only(rs))
         config.enable_stream(rs.stream.color, -1, *self._size[:2], rs.format.rgb8, self._size[2])
         config.enable_stream(rs.stream.depth, -1, *self._size[:2], rs.format.z16, self._size[2])
-        pipeline = rs.pipeline()
+        pipeline = rs.pipeline(self._context)
         try:
             profile = pipeline.start(config)
         except RuntimeError as error:
@@ -203,7 +218,8 @@ class RealSenseSource:
             raise _refused(
                 "RealSense", "colour and depth as asked for", text, "choose a size the camera has"
             ) from error
-        self._pipeline, self._align, self._offset_ns = pipeline, rs.align(rs.stream.color), None
+        self._pipeline, self._align = pipeline, rs.align(rs.stream.color)
+        self._offset_ns = self._frame_number = None
         device = profile.get_device()
         key = rs.camera_info.serial_number
         found = device.get_info(key) if device.supports(key) else ""
@@ -221,15 +237,19 @@ class RealSenseSource:
         if self._paused is not None:
             self._paused.resume()
             self._paused = None
-        try:
-            frames = self._align.process(self._pipeline.wait_for_frames(FRAME_TIMEOUT_MS))
-        except RuntimeError as error:
-            if self._playback:
-                raise SourceEnded("the recording has ended") from error
-            raise SourceLost(" ".join(str(error).split())) from error
-        color, depth = frames.get_color_frame(), frames.get_depth_frame()
-        if not color:
-            raise SourceLost("no colour picture")
+        color = None
+        # A picture comes again with the next depth when the two are not in step.
+        while color is None or color.get_frame_number() == self._frame_number:
+            try:
+                frames = self._align.process(self._pipeline.wait_for_frames(FRAME_TIMEOUT_MS))
+            except RuntimeError as error:
+                if self._playback:
+                    raise SourceEnded("the recording has ended") from error
+                raise SourceLost(" ".join(str(error).split())) from error
+            color, depth = frames.get_color_frame(), frames.get_depth_frame()
+            if not color:
+                raise SourceLost("no colour picture")
+        self._frame_number = color.get_frame_number()
         inner = color.profile.as_video_stream_profile().intrinsics
         k = np.array([[inner.fx, 0, inner.ppx], [0, inner.fy, inner.ppy], [0, 0, 1]])
         calibration = Calibration(inner.width, inner.height, k, np.array(inner.coeffs, np.float64))
@@ -243,11 +263,12 @@ class RealSenseSource:
 
     def close(self) -> None:
         if self._pipeline is not None:
-            self._pipeline.stop()
+            with contextlib.suppress(RuntimeError):  # a camera that is gone cannot be stopped
+                self._pipeline.stop()
             self._pipeline = None
 
     def _only(self, rs: Any) -> str:
-        found = [device.get_info(rs.camera_info.serial_number) for device in rs.context().query_devices()]
+        found = [device.get_info(rs.camera_info.serial_number) for device in self._context.query_devices()]
         if self._serial and self._serial not in found:
             raise _wrong_serial(self._serial, found)
         if not self._serial and len(found) != 1:
@@ -262,7 +283,9 @@ class RealSenseSource:
         # The camera's own clock: the picture that came fastest tells best how the clocks differ.
         offset_ns = self._now_ns() - stamp_ns
         self._offset_ns = offset_ns if self._offset_ns is None else min(self._offset_ns, offset_ns)
-        return stamp_ns + self._offset_ns
+        # A better offset may not turn the order of pictures around.
+        self._newest_ns = max(stamp_ns + self._offset_ns, self._newest_ns + 1)
+        return self._newest_ns
 
 
 def load_calibration(path: Path) -> Calibration:

@@ -1,0 +1,44 @@
+"""What a whole reward is made of: the video term, exploration, and success; one formula, live and in training."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+DEFAULT_ALPHA = 0.95
+"""Share of the exploration term in the published method."""
+
+
+class Terms(NamedTuple):
+    """The parts of a reward as they are contained in it; numbers or arrays of one shape.
+
+    Attributes:
+        video: (1 - alpha) times the standardised video reward.
+        exploration: alpha times the novelty of the frame.
+        success: the sparse reward, weighted.
+    """
+
+    video: Any
+    exploration: Any
+    success: Any
+
+    @property
+    def total(self) -> Any:
+        """Their sum."""
+        return self.video + self.exploration + self.success
+
+
+def combine(video: Any, novelty: Any = 0.0, success: Any = 0.0, *, alpha: float, success_weight: float = 1.0) -> Terms:
+    """(1 - alpha)·video + alpha·novelty + success_weight·success (arXiv 2312.14134, section 4.3).
+
+    Args:
+        video: the standardised reward of the video model; NaN stays NaN in the total.
+        novelty: ½‖f(o') - f̂(o')‖² of the frame that was reached, see ``rnd``; ignored when ``alpha`` is 0.
+        success: 1 when the task is done, else 0; or how many steps of an action repeat it was.
+        alpha: from 0 (no exploration, the video term as it is) to 1.
+        success_weight: what one success is worth.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    if alpha == 0:
+        return Terms(video, 0.0, success_weight * success)
+    return Terms((1 - alpha) * video, alpha * novelty, success_weight * success)
