@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 NAME = "dr_nodes"
-NODES = ("agent", "arm_bridge", "camera", "recorder", "reward", "sim_robot", "teleop")
+NODES = ("agent", "arm_bridge", "camera", "evaluator", "recorder", "reward", "sim_robot", "teleop")
 
 setup(
     name=NAME,
