@@ -5,6 +5,7 @@ Pictures are in the page; videos lie beside it in ``videos/``. Text from files i
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -119,6 +120,17 @@ def render(out: Path, problems: Mapping[str, str]) -> str:
     )
 
 
+def summary_html(out: Path) -> str:
+    """Result, table and episodes for another page, with the videos in it: it needs no other file.
+
+    Raises:
+        UserError: a file of the evaluation is damaged.
+    """
+    plan, results = read_plan(out), read_results(out)
+    episodes = "".join(_episode(out, result, {}, inside=True) for result in results)
+    return _result(plan, results) + _table(results) + episodes
+
+
 # ---- sections ----
 
 
@@ -182,7 +194,8 @@ def _agreement(results: Sequence[Result]) -> str:
     return table_html(rows) + f"<p>{escape(explained)}</p>"
 
 
-def _episode(out: Path, result: Result, problems: Mapping[str, str]) -> str:
+def _episode(out: Path, result: Result, problems: Mapping[str, str], *, inside: bool = False) -> str:
+    """Curve and video of one episode; ``inside``: the video is part of the page instead of a file beside it."""
     curve = read_curve(out, result.name)
     label = f"{result.number + 1}: {result.agent}, {result.outcome}"
     picture = "<p>No reward was received.</p>"
@@ -191,6 +204,8 @@ def _episode(out: Path, result: Result, problems: Mapping[str, str]) -> str:
     video = out / VIDEOS / f"{result.name}.mp4"
     if video.exists():
         source = escape(quote(f"{VIDEOS}/{video.name}"), quote=True)
+        if inside:
+            source = f"data:video/mp4;base64,{base64.b64encode(video.read_bytes()).decode('ascii')}"
         film = f'<figure><video controls preload="metadata" src="{source}"></video></figure>'
     else:
         why = problems.get(result.name, "not recorded" if not result.bag else "not made yet")

@@ -7,6 +7,8 @@ metadata first and last on ``/episode``. A thread of its own writes; what it can
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import os
 import shutil
 import struct
 import threading
@@ -22,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dr_core.data.bag_writer import BagWriter
+from dr_core.data.bags import DROP_LIMIT
 from dr_core.data.episodes import EPISODE_TOPIC, EpisodeMetadata, Outcome, read_metadata
 from dr_core.data.messages import COMPRESSED_IMAGE, IMAGE, STRING, definition_of, typestore
 from dr_core.data.raw import Channel, recording_path
@@ -96,6 +99,19 @@ class Status:
     counts: dict[str, int]
     drops: dict[str, int]
     failure: str
+
+    @property
+    def lossy(self) -> list[str]:
+        """What in ``drops`` has a larger share of lost messages than a good episode may have."""
+        return sorted(name for name, lost in self.drops.items() if lost > DROP_LIMIT * (lost + self._written(name)))
+
+    @property
+    def warning(self) -> str:
+        """That too much is lost, in words; empty when it is not."""
+        return f"more than {DROP_LIMIT:.0%} lost: {', '.join(self.lossy)}" if self.lossy else ""
+
+    def _written(self, drop: str) -> int:
+        return self.counts.get(drop.partition(":")[2], 0)
 
 
 def header_stamp_ns(data: bytes | memoryview) -> int:
@@ -182,16 +198,19 @@ class _Episode:
         self._queue.extend(first)
         self._thread.start()
 
-    def push(self, item: Item) -> None:
-        """Queue a message, or drop and count it when the queue is full."""
+    def push(self, item: Item) -> bool:
+        """Queue a message, or drop and count it when the queue is full; False when the episode is ending."""
         with self._news:
+            if self._outcome is not None:
+                return False
             self._note(item)
             if self._queued_bytes + len(item.data) > self._queue_bytes:
                 self.overflows[item.topic] += 1
-                return
+                return True
             self._queue.append(item)
             self._queued_bytes += len(item.data)
             self._news.notify()
+            return True
 
     def end(self, outcome: Outcome | None) -> None:
         """Write what is queued and complete the bag; None discards it. Returns when the bag is on the disk.
@@ -215,10 +234,11 @@ class _Episode:
 
     def drops(self) -> dict[str, int]:
         """Lost messages: "gap:<topic>" on their way here, "queue:<topic>" on the way to the disk."""
-        found = {f"queue:{name}": count for name, count in self.overflows.items()}
-        for name, stamps in list(self.stamps_ns.items()):
+        with self._news:  # after a disk failure messages still arrive
+            found = {f"queue:{name}": count for name, count in self.overflows.items()}
+            stamps_ns = {name: np.array(stamps, np.int64) for name, stamps in self.stamps_ns.items()}
+        for name, known in stamps_ns.items():
             topic = self._topics[name]
-            known = np.array(stamps, np.int64)
             period = 1e9 / topic.rate_hz if topic.rate_hz else _image_period_ns(topic, known)
             if lost := lost_in_gaps(known, period):
                 found[f"gap:{name}"] = lost
@@ -304,6 +324,8 @@ def _image_period_ns(topic: Topic, stamps_ns: NDArray[np.int64]) -> float:
 class EpisodeRecorder:
     """Receives messages all the time and writes those of episodes.
 
+    ``push`` and ``add_topic`` may be called by one thread while another starts, ends and labels episodes.
+
     Args:
         folder: where the episodes go; made if it is not there.
         preroll_s: what an episode holds of the time before its start, seconds.
@@ -317,7 +339,7 @@ class EpisodeRecorder:
         self._preroll = PreRoll(int(preroll_s * 1e9), queue_bytes)
         self._topics: dict[str, Topic] = {}
         self._episode: _Episode | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held for moments only, as receiving waits for it
 
     def add_topic(self, topic: Topic) -> None:
         """Declare a topic before its first message."""
@@ -329,11 +351,9 @@ class EpisodeRecorder:
         item = Item(topic, received_ns, data)
         with self._lock:
             latched = self._topics[topic].latched
-            recording = self.recording
-            if latched or not recording:
+            taken = self._episode is not None and self.recording and self._episode.push(item)
+            if latched or not taken:
                 self._preroll.push(item, latched=latched)
-            if recording and self._episode is not None:
-                self._episode.push(item)
 
     @property
     def recording(self) -> bool:
@@ -350,13 +370,13 @@ class EpisodeRecorder:
         Raises:
             UserError: one is being recorded, a topic is missing, the name is taken or no name, or too little disk.
         """
+        if self.recording:
+            raise _refused("episode", "the last episode ended", "it is still recorded", "stop it first")
+        if missing := sorted(set(needed) - set(self._topics)):
+            raise _refused(missing[0], "a publisher of a known type", "none", "start it, or do not ask for it")
+        path = self.folder / safe_name(name or f"{_plain(metadata.task)}_{time.strftime('%Y%m%d-%H%M%S')}")
+        episode = _Episode(path, metadata, self._queue_bytes, self._reserve_bytes)
         with self._lock:
-            if self.recording:
-                raise _refused("episode", "the last episode ended", "it is still recorded", "stop it first")
-            if missing := sorted(set(needed) - set(self._topics)):
-                raise _refused(missing[0], "a publisher of a known type", "none", "start it, or do not ask for it")
-            path = self.folder / safe_name(name or f"{_plain(metadata.task)}_{time.strftime('%Y%m%d-%H%M%S')}")
-            episode = _Episode(path, metadata, self._queue_bytes, self._reserve_bytes)
             episode.begin(self._topics, self._preroll.take())
             self._episode = episode
         return path
@@ -431,6 +451,55 @@ class EpisodeRecorder:
         if episode is None or (episode.ended and episode.failure is None):
             raise _refused("episode", "one that is recorded", "none", "start one first")
         return episode
+
+
+def usable_folder(path: Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        BagError: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(str(path), "a folder", str(error), "give another directory") from error
+    if not os.access(path, os.W_OK):
+        raise _refused(str(path), "a folder to write to", "one that is read-only", "give another directory")
+    return path
+
+
+def rates_by_topic(topics: Sequence[str], rates_hz: Sequence[float]) -> dict[str, float]:
+    """The expected rate of each topic; empty when none of ``rates_hz`` is given (all 0).
+
+    Raises:
+        BagError: there is not one for each topic.
+    """
+    if not any(rates_hz):
+        return {}
+    if len(rates_hz) != len(topics):
+        raise _refused("rates_hz", f"{len(topics)} rates", f"{len(rates_hz)}", "give one for each topic")
+    return dict(zip(topics, rates_hz, strict=True))
+
+
+def robot_metadata(
+    task: str, operator: str, notes: str, *, camera: str, camera_serial: str, calibration_hash: str
+) -> EpisodeMetadata:
+    """What is known at the start of an episode on a robot; an empty ``calibration_hash`` says that there is none."""
+    return EpisodeMetadata(
+        task=task,
+        outcome="partial",
+        operator=operator,
+        camera=camera,
+        camera_serial=camera_serial,
+        quality=None,
+        seed=None,
+        rate_hz=0.0,
+        render={},
+        versions={"dr_core": importlib.metadata.version("dr_core"), "ros": os.environ.get("ROS_DISTRO", "")},
+        calibration_hash=calibration_hash or None,
+        drops={},
+        notes=notes,
+    )
 
 
 def relabel_episode(path: Path, outcome: Outcome, notes: str, reserve_bytes: int = 0) -> EpisodeMetadata:

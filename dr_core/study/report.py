@@ -25,6 +25,7 @@ from dr_core.study.discrimination import EXAMPLES, FORMAT, LEVELS, RESULTS, TRIV
 from dr_core.study.tables import table_of, verdict_line
 
 METRICS = "metrics.jsonl"
+LIVE = "live"
 GENERATOR = '<meta name="generator" content="dr report">'
 ROW_LABELS = {"original": "real", "reconstruction": "codec", "next": "real next", "imagined": "imagined"}
 STATES = {"met": "met", "missed": "missed", "not measured": "open"}
@@ -34,7 +35,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff }
 body { margin: 0 auto; max-width: 62rem; padding: 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ccc }
-figure { margin: 0 0 1rem } figcaption { font-size: .85rem; color: #444 }
+figure { margin: 0 0 1rem } video { max-width: 100%; height: auto } figcaption { font-size: .85rem; color: #444 }
 img { max-width: 100%; height: auto }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: .5rem }
 .wide { overflow-x: auto }
@@ -91,6 +92,7 @@ def render(run: Path) -> str:
             "Training": _training(run),
             "What the codec keeps": _pictures(run, results, examples, "original", "reconstruction"),
             "Imagined next frames": _pictures(run, results, examples, "next", "imagined"),
+            "Live": _live(run),
             "Reward over time": _curves(run, results, examples),
             "Expert against worse behaviour": _tables(run, results),
             "Cost": _cost(run, results),
@@ -99,7 +101,7 @@ def render(run: Path) -> str:
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise _damaged(run / "study", "the files of one whole study", f"parts that do not fit ({error!r})") from error
     title = escape(f"Reward model {run.resolve().name}")
-    body = "".join(f"<section><h2>{escape(name)}</h2>{html}</section>\n" for name, html in sections.items())
+    body = "".join(f"<section><h2>{escape(name)}</h2>{html}</section>\n" for name, html in sections.items() if html)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{GENERATOR}\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
@@ -191,6 +193,20 @@ def _pictures(
         "the frames before it.",
     }
     return _caption(explained[first]) + "".join(parts)
+
+
+def _live(run: Path) -> str:
+    """The evaluation of ``dr launch evaluate`` that the run keeps in ``live/``; empty if there is none."""
+    from dr_core.robot.evaluation import PLAN
+    from dr_core.robot.evaluation_report import summary_html
+
+    live = run / LIVE
+    if not (live / PLAN).is_file():
+        return ""
+    return summary_html(live) + _caption(
+        "Robot, agents, safety gate, recorder and reward were processes of their own that exchanged ROS 2 messages "
+        "over DDS. The curves are the rewards as they were published for each camera picture."
+    )
 
 
 def _curves(run: Path, results: Mapping[str, Any] | None, examples: Mapping[str, NDArray[Any]]) -> str:

@@ -1,8 +1,6 @@
 """Evaluates one agent, or two in turn: episodes with reset, time limit, label and recording, and a report.
 
-A valve between agents and gate: an agent X publishes on X/desired_twist, X/action and X/desired_gripper, and only in
-the modes slow and full, only while one of its episodes runs, its wishes go on to desired_twist, action and
-desired_gripper. In dry-run and shadow this node publishes none of these.
+It is also the valve between agents and gate, see valve.py: in dry-run and shadow nothing of an agent goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import select
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +20,18 @@ import rclpy
 from dr_interfaces.msg import EpisodeInfo, GateState, RewardStamped
 from dr_interfaces.srv import LabelEpisode
 from geometry_msgs.msg import TwistStamped
-from std_msgs.msg import Bool, Float64, Float64MultiArray
+from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
 from dr_core.errors import UserError
-from dr_core.robot.evaluation import LABELS, MODES, MOVING, Results, Settings
+from dr_core.robot.evaluation import LABELS, MODES, Results, Settings
 from dr_core.robot.trial import FrameOfReward, GateView, Phase, Trials
 from dr_core.safety.limits import load_robot
 from dr_nodes.common import OK, ManagedNode, Param, needed, run
 from dr_nodes.convert import stamp_to_ns
 from dr_nodes.helpers import Helpers
-from dr_nodes.messages import twist_to_values, values_to_twist
+from dr_nodes.messages import twist_to_values
+from dr_nodes.valve import Valve
 
 PARAMETERS = (
     Param("out", "", "folder of the results; one of the same settings is continued"),
@@ -62,6 +60,7 @@ class Evaluator(ManagedNode):
     def __init__(self) -> None:
         super().__init__("evaluator", PARAMETERS)
         self.results: Results | None = None
+        self.valve: Valve | None = None
         self.made: list[tuple[Any, Any]] = []
         self.writer = ThreadPoolExecutor(1)  # the disk must not delay the valve
 
@@ -81,11 +80,7 @@ class Evaluator(ManagedNode):
         limits, action = self.robot.limits, self.robot.action
         self.trials = Trials(self.settings, self.results, action.linear_m_s, limits.hold_after_s)
         self.said = ""
-        self.outputs: dict[str, Any] = {}
-        if self.settings.mode in MOVING:
-            topics = {"desired_twist": TwistStamped, "action": Float64MultiArray, "desired_gripper": Float64}
-            for topic, kind in topics.items():
-                self.outputs[topic] = self.create_lifecycle_publisher(kind, topic, 1)
+        self.valve = Valve(self, self.trials, self.settings, self.robot.frames.base)
         self.listen()
         self.helpers = Helpers(
             self,
@@ -97,17 +92,12 @@ class Evaluator(ManagedNode):
         served = [(Trigger, "ready", self.on_ready), (Trigger, "abort", self.on_abort)]
         served.append((LabelEpisode, "label", self.on_label))
         services = [self.create_service(kind, f"~/{name}", callback) for kind, name, callback in served]
-        self.made += [(self.destroy_lifecycle_publisher, one) for one in self.outputs.values()]
         self.made += [(self.destroy_service, one) for one in services]
         self.made += [(self.destroy_client, one) for one in self.helpers.clients.values()]
 
     def listen(self) -> None:
         heard: list[Any] = [(GateState, "gate_state", self.on_gate), (RewardStamped, "reward", self.on_reward)]
         heard += [(EpisodeInfo, "episode_info", self.on_info), (Bool, "deadman", self.on_deadman)]
-        for agent in self.settings.agents:
-            heard.append((TwistStamped, f"{agent}/desired_twist", partial(self.on_twist, agent)))
-            heard.append((Float64MultiArray, f"{agent}/action", partial(self.on_action, agent)))
-            heard.append((Float64, f"{agent}/desired_gripper", partial(self.on_gripper, agent)))
         if self.settings.mode == "shadow":
             heard.append((TwistStamped, "desired_twist", self.on_person))
         if self.settings.success:
@@ -126,6 +116,9 @@ class Evaluator(ManagedNode):
         while self.made:
             destroy, entity = self.made.pop()
             destroy(entity)
+        if self.valve is not None:
+            self.valve.close()
+            self.valve = None
         if self.results is not None:
             self.results.close()
 
@@ -158,13 +151,14 @@ class Evaluator(ManagedNode):
         if not self.prepared:
             self.prepare()
             return
+        assert self.valve is not None
         now_s, trials = time.monotonic(), self.trials
         self.read_keys()
         phase = trials.tick(now_s, self.now_ns())
         if phase is not self.phase:
             self.phase, self.since_s = phase, now_s
         if trials.zero_due(now_s, self.now_ns()):
-            self.outputs["desired_twist"].publish(values_to_twist(self.now_ns(), self.robot.frames.base, [0.0] * 6))
+            self.valve.rest(self.now_ns())
         if phase is Phase.DONE:
             self.keep()
         else:
@@ -208,25 +202,6 @@ class Evaluator(ManagedNode):
             self.trials.label(KEYS[line[:1]])
 
     # ---- what arrives ----
-
-    def on_twist(self, agent: str, message: Any) -> None:
-        if not self.active:
-            return
-        stamp_ns, values = stamp_to_ns(message.header.stamp), twist_to_values(message)
-        factor = self.trials.wish(agent, time.monotonic(), self.now_ns(), stamp_ns, values[:3])
-        if factor is not None:
-            # Zeros are zeros also where the agent's numbers are not finite.
-            scaled = [factor * value if factor else 0.0 for value in values]
-            self.outputs["desired_twist"].publish(values_to_twist(stamp_ns, message.header.frame_id, scaled))
-
-    def on_action(self, agent: str, message: Any) -> None:
-        if (factor := self.trials.passes(agent)) is not None:
-            message.data = [factor * value for value in message.data]
-            self.outputs["action"].publish(message)
-
-    def on_gripper(self, agent: str, message: Any) -> None:
-        if self.trials.passes(agent) is not None:
-            self.outputs["desired_gripper"].publish(message)
 
     def on_person(self, message: Any) -> None:
         self.trials.person(stamp_to_ns(message.header.stamp), twist_to_values(message)[:3])

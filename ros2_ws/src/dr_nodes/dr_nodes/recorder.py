@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,10 +13,8 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosidl_runtime_py.utilities import get_message
 
-from dr_core.data.bags import DROP_LIMIT
-from dr_core.data.episodes import EpisodeMetadata
 from dr_core.errors import BagError, UserError
-from dr_core.robot.recording import EpisodeRecorder, Status, Topic
+from dr_core.robot.recording import EpisodeRecorder, Topic, rates_by_topic, robot_metadata, usable_folder
 from dr_nodes.common import ERROR, OK, WARN, ManagedNode, Param, needed, run
 from dr_nodes.convert import begins_with_header, definition_of
 
@@ -63,18 +59,9 @@ class Recorder(ManagedNode):
         self.create_timer(INFO_PERIOD_S, self._tell, callback_group=serving)
 
     def configure(self) -> None:
-        directory = Path(needed(self.value("directory"), "directory", "a folder for the episodes"))
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _refused(str(directory), "a folder", str(error), "give another directory") from error
-        if not os.access(directory, os.W_OK):
-            raise _refused(str(directory), "a folder to write to", "one that is read-only", "give another directory")
+        directory = usable_folder(Path(needed(self.value("directory"), "directory", "a folder for the episodes")))
         self._wanted = [self.resolve_topic_name(name) for name in self.values("topics")]
-        rates_hz = [rate for rate in self.value("rates_hz") if rate] and self.value("rates_hz")
-        if rates_hz and len(rates_hz) != len(self._wanted):
-            raise _refused("rates_hz", f"{len(self._wanted)} rates", f"{len(rates_hz)}", "give one for each topic")
-        self._rates_hz = dict(zip(self._wanted, rates_hz or [], strict=False))
+        self._rates_hz = rates_by_topic(self._wanted, self.value("rates_hz"))
         self._recorder = EpisodeRecorder(
             directory,
             preroll_s=self.value("preroll_s"),
@@ -84,7 +71,10 @@ class Recorder(ManagedNode):
 
     def deactivate(self) -> None:
         if self._recorder is not None:
-            self._recorder.close()
+            try:
+                self._recorder.close()
+            except UserError as error:  # the disk failed; what reached it can be repaired
+                self.get_logger().error(str(error))
 
     def cleanup(self) -> None:
         for subscription in self._taken.values():
@@ -140,7 +130,8 @@ class Recorder(ManagedNode):
     def _answer(self, callback: Callable[[EpisodeRecorder, Any, Any], str], request: Any, response: Any) -> Any:
         try:
             if self._recorder is None or not self.active:
-                raise _refused("recorder", "an active node", "an inactive one", "activate it: ros2 lifecycle set")
+                step = "activate it: ros2 lifecycle set"
+                raise BagError("recorder", expected="an active node", found="an inactive one", next_step=step)
             response.message = callback(self._recorder, request, response)
             response.success = True
         except UserError as error:
@@ -150,22 +141,8 @@ class Recorder(ManagedNode):
         return response
 
     def _start(self, recorder: EpisodeRecorder, request: Any, response: Any) -> str:
-        serial, calibration = self.value("camera_serial"), self.value("calibration_hash")
-        metadata = EpisodeMetadata(
-            task=request.task,
-            outcome="partial",
-            operator=request.operator_name,
-            camera=self.value("camera"),
-            camera_serial=serial,
-            quality=None,
-            seed=None,
-            rate_hz=0.0,
-            render={},
-            versions={"dr_core": importlib.metadata.version("dr_core"), "ros": os.environ.get("ROS_DISTRO", "")},
-            calibration_hash=calibration or None,
-            drops={},
-            notes=request.notes,
-        )
+        known = {name: self.value(name) for name in ("camera", "camera_serial", "calibration_hash")}
+        metadata = robot_metadata(request.task, request.operator_name, request.notes, **known)
         response.path = str(recorder.start(request.name, metadata, self._wanted))
         return ""
 
@@ -175,8 +152,7 @@ class Recorder(ManagedNode):
             return "discarded"
         status = recorder.stop(request.outcome)
         response.path, response.recorded_s = str(status.path), status.recorded_s
-        lossy = _lossy_topics(status)
-        return f"more than {DROP_LIMIT:.0%} lost: {', '.join(lossy)}" if lossy else ""
+        return status.warning
 
     def _label(self, recorder: EpisodeRecorder, request: Any, response: Any) -> str:
         return f"labelled {recorder.label(request.name, request.outcome, request.notes)}"
@@ -204,22 +180,10 @@ class Recorder(ManagedNode):
         counts = {**status.counts, **{f"lost {name}": count for name, count in status.drops.items()}}
         if status.failure:
             self.diagnostics.set("episode", ERROR, f"{status.name} ended as partial: {status.failure}", **counts)
-        elif lossy := _lossy_topics(status):
-            self.diagnostics.set("episode", WARN, f"messages are lost: {', '.join(lossy)}", **counts)
+        elif status.warning:
+            self.diagnostics.set("episode", WARN, status.warning, **counts)
         else:
             self.diagnostics.set("episode", OK, "recording" if status.recording else "not recording", **counts)
-
-
-def _lossy_topics(status: Status) -> list[str]:
-    """Topics with a larger share of lost messages than a good episode may have."""
-    return sorted(
-        name for name, lost in status.drops.items()
-        if lost > DROP_LIMIT * (lost + status.counts.get(name.rpartition(":")[2], 0))
-    )  # fmt: skip
-
-
-def _refused(what: str, expected: str, found: str, next_step: str) -> BagError:
-    return BagError(what, expected=expected, found=found, next_step=next_step)
 
 
 def main() -> int:
