@@ -1,10 +1,10 @@
-# make test | demo | lint | type | bench | ros-build | clean
+# make test | demo | lint | type | bench | bench-ros | ros-build | clean
 # The first target that needs it sets up .venv (scripts/setup_env.sh); PYTHON=python3.12 chooses the interpreter.
 SHELL := /bin/bash
 BIN := $(CURDIR)/.venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: env demo test lint type bench ros-build clean
+.PHONY: env demo test lint type bench bench-ros ros-build clean
 
 env: $(STAMP)
 
@@ -29,10 +29,14 @@ bench: $(STAMP)
 	if [ $${#files[@]} -eq 0 ]; then echo "no benchmarks yet"; fi; \
 	for file in "$${files[@]}"; do echo "$(BIN)/python $$file"; $(BIN)/python "$$file"; done
 
-# Needs colcon, which a sourced ROS 2 or `pip install colcon-common-extensions "setuptools<80"` provides.
-ros-build:
-	cd ros2_ws && COLCON_DEFAULTS_FILE="$$PWD/colcon_defaults.yaml" colcon build
+# About 12 minutes and 20 GB of disk for a while; ARGS="--only transport --seconds 10" for a part of it.
+bench-ros: $(STAMP)
+	$(BIN)/python benchmarks/ros_graph.py $(ARGS)
+
+# All packages where ROS 2 is sourced, otherwise the pure-Python ones with colcon in .venv-colcon.
+ros-build: $(if $(AMENT_PREFIX_PATH),,$(STAMP))
+	bash scripts/colcon_build.sh
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-colcon build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf ros2_ws/build ros2_ws/install ros2_ws/log

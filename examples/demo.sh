@@ -11,25 +11,37 @@ unseen=(drawer-open window-open)
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
-say "1/5  record experts and, for comparison, half and wholly random behaviour"
+say "1/7  record experts and, for comparison, half and wholly random behaviour"
 dr record-expert --task "${seen[@]}" --episodes 20 --out "$data/expert"
 dr record-expert --task "${seen[@]}" --quality 50 100 --episodes 12 --seed 1000 --out "$data/background"
 
-say "2/5  record test episodes of four qualities, of tasks the reward will know and of tasks it will not"
+say "2/7  record test episodes of four qualities, of tasks the reward will know and of tasks it will not"
 dr record-expert --task "${seen[@]}" "${unseen[@]}" --quality 0 25 50 100 --episodes 12 --seed 2000 --out "$data/test"
 
-say "3/5  learn the reward from the videos"
+say "3/7  learn the reward from the videos"
 dr train-reward "$data/expert" --background "$data/background" --out "$run" --resume
 
-say "4/5  does it tell good behaviour from bad?"
+say "4/7  does it tell good behaviour from bad?"
 if [ ! -e "$run/study" ]; then
     dr study discrimination --model "$run/model" --episodes "$data/test" --out "$run/study" \
         --estimators shaped_ratio ratio one_pass paper --thin 8
 fi
 
-say "5/5  pictures"
+say "5/7  pictures"
 if [ ! -e "$run/scores" ]; then
     dr score "$data/test/dial-turn/q0/episode_2000" "$data/test/dial-turn/q50/episode_2000" \
         --model "$run/model" --out "$run/scores"
+fi
+
+say "6/7  the same for an arm: a simulated Panda that pushes a block to a goal"
+dr record-expert --task panda-push --episodes 20 --out "$data/arm/expert"
+dr record-expert --task panda-push --quality 50 100 --episodes 12 --seed 1000 --out "$data/arm/background"
+dr train-reward "$data/arm/expert" --background "$data/arm/background" --out "$run/arm" --resume \
+    --set codec_training.steps=600 video_training.steps=1200
+
+say "7/7  live: the arm, two agents in turn, safety gate, recorder and reward as processes that talk over DDS"
+if [ ! -e "$run/live/report.html" ]; then
+    dr launch evaluate --sim --policy scripted --policy-b disturbed --episodes 2 --episode-s 15 \
+        --model "$run/arm/model" --crop center --task panda-push --out "$run/live"
 fi
 dr report "$run"

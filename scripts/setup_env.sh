@@ -101,11 +101,26 @@ install_torch() {
     .venv/bin/pip install --quiet "torch==$TORCH" || die "run: .venv/bin/pip install torch==$TORCH"
 }
 
+# For the tests of the RealSense camera, which play a recording: no camera is needed. There is no wheel for every
+# machine; then those tests are skipped.
+install_realsense() {
+    local libraries
+    if ! .venv/bin/pip install --quiet --editable '.[realsense]'; then
+        say "no pyrealsense2 for this machine: going on without RealSense cameras"
+        return
+    fi
+    libraries=$(ldconfig -p 2>/dev/null || true)
+    if [ "$(uname -s)" = Linux ] && [[ $libraries != *libusb-1.0.so.0* ]]; then
+        apt_install libusb-1.0-0 || say "going on without libusb, which pyrealsense2 needs"
+    fi
+}
+
 system_libraries
 virtual_environment
 install_torch
 say "installing dr_core and what it needs"
 .venv/bin/pip install --quiet --editable '.[sim,embedded,test,dev]' || die "run: .venv/bin/pip install --editable '.[sim,embedded,test,dev]'"
+install_realsense
 .venv/bin/python -c 'import cv2, dr_core.cli, torch' ||
     die "see the error above; a missing lib*.so comes from: apt-get install libgl1 libglib2.0-0"
 say "ready: $(.venv/bin/python -c 'import torch; print("PyTorch", torch.__version__)'); .venv/bin/dr doctor checks this machine"

@@ -15,8 +15,19 @@ from dr_core.data import bag_writer
 from dr_core.data.bags import bag_info, check_bag
 from dr_core.data.episodes import EpisodeMetadata, read_metadata
 from dr_core.data.messages import IMAGE, STRING, definition_of, typestore
+from dr_core.data.storage import locate, refuse_damage, scan
 from dr_core.errors import BagError, ConfigError, OutputInUseError, UserError
-from dr_core.robot.recording import EpisodeRecorder, Item, PreRoll, Topic, header_stamp_ns, lost_in_gaps, period_ns
+from dr_core.robot.recording import (
+    EpisodeRecorder,
+    Item,
+    PreRoll,
+    Topic,
+    header_stamp_ns,
+    lost_in_gaps,
+    period_ns,
+    rates_by_topic,
+    usable_folder,
+)
 
 MS = 10**6
 START_NS = 10**18
@@ -122,6 +133,65 @@ def test_a_slow_disk_drops_and_counts_but_never_blocks(tmp_path: Path, monkeypat
     assert 35 <= lost <= 40 and status.counts["/image"] == 50 - lost
     assert "gap:/image" not in status.drops, "they arrived"
     assert any("messages dropped" in line for line in check_bag(tmp_path / "one"))
+
+
+def test_a_start_that_waits_for_the_disk_does_not_hold_up_receiving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, waiting = threading.Event(), threading.Event()
+    monkeypatch.setattr(bag_writer.BagWriter, "_check_disk", lambda writer: (waiting.set(), gate.wait(60)))
+    one = recorder(tmp_path, preroll_s=100.0)
+    starting = threading.Thread(target=one.start, args=("one", METADATA))
+    starting.start()
+    assert waiting.wait(30)
+    push_images(one, range(20))
+    assert not gate.is_set() and starting.is_alive(), "they were taken while the start waits"
+    gate.set()
+    starting.join()
+    assert one.stop("success").counts == {"/image": 20}, "and belong to the pre-roll"
+
+
+def test_every_message_is_in_exactly_one_episode(tmp_path: Path) -> None:
+    """Messages arrive while episodes start and end; with a long pre-roll none may be lost or doubled between two."""
+    one = recorder(tmp_path, preroll_s=1e6, queue_bytes=2**26)
+    enough = threading.Event()
+    pushed = 0
+
+    def receive() -> None:
+        nonlocal pushed
+        while not enough.is_set():
+            push_images(one, [pushed])
+            pushed += 1
+            time.sleep(0.001)
+
+    receiving = threading.Thread(target=receive)
+    receiving.start()
+    try:
+        for k in range(20):
+            one.start(f"e{k:02}", METADATA)
+            time.sleep(0.01)
+            one.stop("success")
+    finally:
+        enough.set()
+        receiving.join()
+    one.start("last", METADATA)
+    one.stop("success")
+    stamps: list[int] = []
+    for path in sorted(tmp_path.iterdir()):
+        assert check_bag(path) == []
+        stamps += [header_stamp_ns(m.data) for m in scan(locate(path), {"/image"}, refuse_damage(path))]
+    assert stamps == [START_NS + k * 100 * MS for k in range(pushed)]
+
+
+def test_a_folder_and_rates_that_cannot_be_used(tmp_path: Path) -> None:
+    assert usable_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(BagError, match="expected a folder"):
+        usable_folder(tmp_path / "file")
+    assert rates_by_topic(["/a", "/b"], [0.0]) == {}
+    assert rates_by_topic(["/a", "/b"], [0.0, 10.0]) == {"/a": 0.0, "/b": 10.0}
+    with pytest.raises(BagError, match="expected 2 rates"):
+        rates_by_topic(["/a", "/b"], [10.0])
 
 
 def test_names_and_outcomes(tmp_path: Path) -> None:

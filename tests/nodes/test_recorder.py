@@ -267,6 +267,17 @@ def test_sigterm_completes_the_metadata(stage: Any, episodes: Path) -> None:
     assert "Traceback" not in one.process.output()
 
 
+def test_sigterm_on_a_full_disk_ends_in_words(stage: Any, episodes: Path) -> None:
+    one = stage()
+    assert one.start().success
+    one.send(range(3))
+    one.written(3)
+    resource.prlimit(one.process.process.pid, resource.RLIMIT_FSIZE, (2**10, 2**10))
+    assert one.process.stop(signal.SIGTERM) == 0, one.process.output()
+    assert "dr bag repair" in one.process.output() and "Traceback" not in one.process.output()
+    assert not (episodes / "one").exists(), "never a complete episode"
+
+
 def test_sigkill_leaves_earlier_episodes_whole_and_this_one_repairable(stage: Any, episodes: Path) -> None:
     one = stage()
     assert one.start("first").success
