@@ -179,6 +179,7 @@ class Spacing:
             raise ValueError(f"spacing_ns must not be negative, got {spacing_ns}")
         self._spacing_ns = spacing_ns
         self._last_ns = 0
+        self._seen_ns = 0
         self._due_ns = 0
 
     def reset(self) -> None:
@@ -190,7 +191,10 @@ class Spacing:
         spacing = self._spacing_ns
         if spacing == 0:
             return "take"
-        if self._due_ns and stamp_ns < self._due_ns - spacing // 4:
+        # Of two frames around the due time the nearer one, if the next one comes as soon as this one came.
+        tolerance_ns = min(spacing // 4, (stamp_ns - self._seen_ns) // 2)
+        self._seen_ns = stamp_ns
+        if self._due_ns and stamp_ns < self._due_ns - tolerance_ns:
             return "skip"
         late = self._due_ns > 0 and stamp_ns - self._last_ns > spacing + spacing // 2
         # The sequence keeps its phase, so that jitter does not add up, unless the camera is slower than it.

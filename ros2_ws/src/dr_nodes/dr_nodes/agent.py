@@ -39,7 +39,7 @@ PARAMETERS = (
     Param("crop", "", "none, center, or x,y,width,height in pixels; empty: as the agent was trained"),
     Param("rate_hz", 0.0, "actions a second; 0: as the agent was trained, 10 for the other policies", 0.0, 200.0),
     Param("seed", 0, "of the random actions of policy disturbed", 0, 2**31 - 1),
-    Param("disturbance", 0.3, "share of random actions of policy disturbed", 0.0, 1.0),
+    Param("disturbance", 0.5, "share of random actions of policy disturbed", 0.0, 1.0),
     Param("constant", [0.0, 0.0, 0.0], "the action of policy constant, x, y, z in [-1, 1]"),
     Param("max_age_s", 0.15, "no action on an older observation", 0.001, 10.0),
     Param("max_skew_s", 0.03, "parts of one observation are no further apart", 0.0, 1.0),

@@ -31,7 +31,7 @@ PARAMETERS = (
     Param("device", "cpu", "cpu or cuda:N"),
     Param("precision", "float32", "of the video model", choices=PRECISIONS),
     Param("codec_precision", "float32", "of the codec", choices=PRECISIONS),
-    Param("threads", 0, "of PyTorch; 0 leaves its own choice", 0, 256),
+    Param("threads", 1, "of PyTorch; 0 leaves its own choice", 0, 256),
     Param("compressed", False, "subscribe to camera/color/image_raw/compressed instead of camera/color/image_raw"),
     Param("crop", "", "none, center, or x,y,width,height in pixels; empty: as the model was trained"),
     Param("frame_rate_hz", -1.0, "rate of the training recordings; 0 uses every frame, -1 asks the model", -1.0, 1e3),

@@ -112,15 +112,19 @@ class SimRobot(ManagedNode):
             self.destroy_lifecycle_publisher(publisher)
         self.destroy_service(self.reset_service)
 
-    def tick(self) -> None:
-        """Let the time go by and publish the new state."""
-        now_s = time.monotonic()
+    def catch_up(self) -> int:
+        """Let the time go by until now; returns the stamp of the new state."""
+        now_s, stamp_ns = time.monotonic(), self.now_ns()
         step_s = min(now_s - self.stepped_s, LONGEST_STEP_S)
         self.stepped_s = now_s
         self.simulated_s += step_s
+        self.arm.step(step_s)
+        return stamp_ns
+
+    def tick(self) -> None:
+        """Publish the state."""
+        stamp_ns, base = self.catch_up(), self.frames.base
         arm, out = self.arm, self.outputs
-        arm.step(step_s)
-        stamp_ns, base = self.now_ns(), self.frames.base
         out["joints"].publish(
             convert.joint_state(stamp_ns, arm.joint_names, arm.joint_positions.tolist(), arm.joint_velocities.tolist())
         )
@@ -132,7 +136,8 @@ class SimRobot(ManagedNode):
         out["tf"].publish(TFMessage(transforms=[tool]))
 
     def take_picture(self) -> None:
-        stamp_ns, frame = self.now_ns(), self.frames.camera
+        # A picture of an older state would show motion at a wrong speed.
+        stamp_ns, frame = self.catch_up(), self.frames.camera
         pixels = self.arm.render()
         self.outputs["image"].publish(convert.array_to_image(pixels, stamp_ns, frame))
         size = self.value("width"), self.value("height")
