@@ -17,7 +17,7 @@ POLICIES = ["scripted", "disturbed"]
 ARGUMENTS = [
     DeclareLaunchArgument("robot_file", default_value=SIM_PANDA, description="YAML file of the simulated arm"),
     DeclareLaunchArgument("policy", default_value="scripted", choices=POLICIES, description="who drives the arm"),
-    DeclareLaunchArgument("disturbance", default_value="0.3", description="disturbed: share of random actions, 0 to 1"),
+    DeclareLaunchArgument("disturbance", default_value="0.5", description="disturbed: share of random actions, 0 to 1"),
     DeclareLaunchArgument("seed", default_value="0", description="of the places of block and goal, and of the actions"),
     DeclareLaunchArgument("width", default_value="640", description="of the camera's pictures, pixels"),
     DeclareLaunchArgument("height", default_value="480", description="of the camera's pictures, pixels"),

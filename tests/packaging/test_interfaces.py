@@ -15,7 +15,10 @@ import pytest
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 # ISO C11 and C++20; the generated structs have the fields as members.
-C_KEYWORDS = set(re.findall(r"\w+", """
+C_KEYWORDS = set(
+    re.findall(
+        r"\w+",
+        """
     alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t char32_t class compl
     concept const consteval constexpr constinit const_cast continue co_await co_return co_yield decltype default delete
     do double dynamic_cast else enum explicit export extern false float for friend goto if inline int long mutable
@@ -23,16 +26,23 @@ C_KEYWORDS = set(re.findall(r"\w+", """
     requires restrict return short signed sizeof static static_assert static_cast struct switch template this
     thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor
     xor_eq
-"""))
+""",
+    )
+)
 # OMG IDL 4.2, table 7-6, in lower case: in IDL a name may not differ from a keyword in case only.
-IDL_KEYWORDS = set(re.findall(r"\w+", """
+IDL_KEYWORDS = set(
+    re.findall(
+        r"\w+",
+        """
     abstract any alias attribute bitfield bitmask bitset boolean case char component connector const consumes context
     custom default double emits enum eventtype exception factory false finder fixed float getraises home import
     in inout interface int8 int16 int32 int64 local long manages map mirrorport module multiple native object octet
     oneway out port porttype primarykey private provides public publishes raises readonly sequence setraises short
     string struct supports switch true truncatable typedef typeid typename typeprefix uint8 uint16 uint32 uint64
     union unsigned uses valuebase valuetype void wchar wstring
-"""))
+""",
+    )
+)
 # Of rosidl's parser, so that a wrong name shows here and not first on the robot.
 FIELD_NAME = re.compile(r"(?!.*__)(?!.*_$)[a-z][a-z0-9_]*")
 CONSTANT_NAME = re.compile(r"(?!.*__)(?!.*_$)[A-Z][A-Z0-9_]*")
