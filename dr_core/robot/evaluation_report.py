@@ -32,7 +32,7 @@ from dr_core.robot.evaluation import (
     wilson,
 )
 from dr_core.study import plots
-from dr_core.study.report import figure_html, table_html
+from dr_core.study.report import figure_html, page_html, table_html
 
 REPORT, VIDEOS = "report.html", "videos"
 GENERATOR = '<meta name="generator" content="dr evaluation">'
@@ -42,15 +42,6 @@ MODES_IN_WORDS = {
     "slow": "The agents drove, their wishes scaled down.",
     "full": "The agents drove.",
 }
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; max-width: 62rem; padding: 1rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ccc }
-figure { margin: 0 } figcaption { font-size: .85rem; color: #444 } img, video { max-width: 100%; height: auto }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: .5rem }
-.wide { overflow-x: auto } .bad { color: #a8200d }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; white-space: nowrap }
-th, td { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #ddd }
-"""
 
 
 def finish(out: Path) -> Path:
@@ -103,7 +94,6 @@ def render(out: Path, problems: Mapping[str, str]) -> str:
     """
     plan, results = read_plan(out), read_results(out)
     settings = plan["settings"]
-    title = escape(f"Evaluation {out.resolve().name}: {settings['task'] or 'no task named'}, {settings['mode']}")
     sections = {
         "Result": _result(plan, results),
         "Episodes": _table(results),
@@ -112,12 +102,8 @@ def render(out: Path, problems: Mapping[str, str]) -> str:
         "Settings": table_html([["setting", "value"], *_rows(settings)], wrap=True),
         "Provenance": _provenance(plan, results),
     }
-    body = "".join(f"<section><h2>{name}</h2>{html}</section>\n" for name, html in sections.items() if html)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{GENERATOR}\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n{body}</body></html>\n"
-    )
+    title = f"Evaluation {out.resolve().name}: {settings['task'] or 'no task named'}, {settings['mode']}"
+    return page_html(title, GENERATOR, sections)
 
 
 def summary_html(out: Path) -> str:
@@ -223,7 +209,9 @@ def _provenance(plan: Mapping[str, Any], results: Sequence[Result]) -> str:
         ["order", ", ".join(plan["order"])],
         *([f"recording of episode {result.number + 1}", result.bag] for result in results if result.bag),
     ]
-    warning = '<p class="bad">The episodes were not all scored by the same reward model.</p>' if len(hashes) > 1 else ""
+    warning = (
+        '<p class="missed">The episodes were not all scored by the same reward model.</p>' if len(hashes) > 1 else ""
+    )
     return warning + table_html([["what", "value"], *rows], wrap=True)
 
 

@@ -100,13 +100,7 @@ def render(run: Path) -> str:
         }
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise _damaged(run / "study", "the files of one whole study", f"parts that do not fit ({error!r})") from error
-    title = escape(f"Reward model {run.resolve().name}")
-    body = "".join(f"<section><h2>{escape(name)}</h2>{html}</section>\n" for name, html in sections.items() if html)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{GENERATOR}\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n{body}</body></html>\n"
-    )
+    return page_html(f"Reward model {run.resolve().name}", GENERATOR, sections)
 
 
 # ---- sections ----
@@ -294,6 +288,16 @@ def _provenance(run: Path, manifest: Mapping[str, Any] | None, results: Mapping[
 
 
 # ---- pieces ----
+
+
+def page_html(title: str, generator: str, sections: Mapping[str, str]) -> str:
+    """A whole page; ``sections``: HTML by heading, empty ones are left out; ``generator``: how to know it again."""
+    body = "".join(f"<section><h2>{escape(name)}</h2>{html}</section>\n" for name, html in sections.items() if html)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{generator}\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
+        f"<style>{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{body}</body></html>\n"
+    )
 
 
 def figure_html(picture: bytes, text: str) -> str:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dr_core.agent.pushing import push_action
 from dr_core.errors import ConfigError
-from dr_sim.rendering import CAMERA_HEIGHT, CAMERA_WIDTH, FrameRenderer, RenderSettings, select_backend
-from dr_sim.robot import Pose, Vector, finite_numbers, xyzw
+from dr_sim.rendering import CAMERA_HEIGHT, CAMERA_WIDTH, RenderSettings, select_backend
+from dr_sim.robot import DrawnRobot, Pose, Vector, finite_numbers, xyzw
 from dr_sim.tasks import default_camera
 
 Mode = Literal["hold", "twist", "joint_position", "joint_velocity"]
@@ -66,7 +65,7 @@ SCENE = """
 """
 
 
-class SimulatedArm:
+class SimulatedArm(DrawnRobot):
     """The arm, its table and its camera. Construct, `reset(seed)`, then command and `step`.
 
     The same seed and the same commands give the same states.
@@ -93,7 +92,7 @@ class SimulatedArm:
 
         self._mujoco = mujoco
         self.command_timeout_s = command_timeout_s
-        self.settings = settings or RenderSettings(CAMERA_WIDTH, CAMERA_HEIGHT, camera=CAMERA)
+        super().__init__(settings or RenderSettings(CAMERA_WIDTH, CAMERA_HEIGHT, camera=CAMERA))
         spec = mujoco.MjSpec.from_string(SCENE.format(assets=_assets()))
         for body in spec.bodies:
             if body.name.startswith("panda0_"):
@@ -103,7 +102,6 @@ class SimulatedArm:
         self._model = spec.compile()
         self._data = mujoco.MjData(self._model)
         self._scratch = mujoco.MjData(self._model)  # kinematics of the reference, not of the arm
-        self._renderer: FrameRenderer | None = None
         self._tool = self._model.site("tool").id
         limits = self._model.jnt_range[:7]
         self.joint_lower_rad, self.joint_upper_rad = limits[:, 0].copy(), limits[:, 1].copy()
@@ -224,25 +222,6 @@ class SimulatedArm:
     def expert_action(self) -> Vector:
         """The scripted expert's next action (3,): tool velocity in [-1, 1] (privileged)."""
         return push_action(self.tool_pose[0], self.object_pose[0], self.goal_m)
-
-    def render(self) -> NDArray[np.uint8]:
-        """The camera's picture (H, W, 3) RGB."""
-        return self._draw().render(self._data)
-
-    def camera_matrix(self) -> Vector:
-        """Intrinsic matrix (3, 3), pixels; the camera has no distortion."""
-        return self._draw().camera_matrix()
-
-    def close(self) -> None:
-        """Free the OpenGL context."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
-
-    def _draw(self) -> FrameRenderer:
-        if self._renderer is None:
-            self._renderer = FrameRenderer(self._model, self._data, self.settings)
-        return self._renderer
 
     def _accept(self, mode: Mode, values: Vector) -> None:
         if self.estopped:

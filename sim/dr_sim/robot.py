@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dr_core.errors import ConfigError
-from dr_sim.rendering import RenderSettings
+from dr_sim.rendering import FrameRenderer, RenderSettings
 from dr_sim.tasks import METAWORLD_TASKS, PANDA_TASKS, default_camera, resolve_task
 
 Vector = NDArray[np.float64]
@@ -137,6 +137,42 @@ def make_robot(
             next_step=f"give config/robots/{file}, or choose another task",
         )
     return robot
+
+
+class DrawnRobot:
+    """The camera of a simulated robot, made when the first picture is asked for: OpenGL takes memory and time.
+
+    A subclass sets ``_model`` and ``_data`` in its constructor.
+
+    Args:
+        settings: how pictures are drawn.
+    """
+
+    _model: Any
+    _data: Any
+
+    def __init__(self, settings: RenderSettings) -> None:
+        self.settings = settings
+        self._renderer: FrameRenderer | None = None
+
+    def render(self) -> NDArray[np.uint8]:
+        """The camera's picture (H, W, 3) RGB."""
+        return self._draw().render(self._data)
+
+    def camera_matrix(self) -> Vector:
+        """Intrinsic matrix (3, 3), pixels; the camera has no distortion."""
+        return self._draw().camera_matrix()
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _draw(self) -> FrameRenderer:
+        if self._renderer is None:
+            self._renderer = FrameRenderer(self._model, self._data, self.settings)
+        return self._renderer
 
 
 def finite_numbers(values: Vector, size: int) -> Vector:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dr_sim.metaworld_env import JOINT_NAMES, begin_episode, open_task
-from dr_sim.rendering import CAMERA_HEIGHT, CAMERA_WIDTH, FrameRenderer, RenderSettings
-from dr_sim.robot import Pose, Vector, finite_numbers, xyzw
+from dr_sim.rendering import CAMERA_HEIGHT, CAMERA_WIDTH, RenderSettings
+from dr_sim.robot import DrawnRobot, Pose, Vector, finite_numbers, xyzw
 from dr_sim.tasks import default_camera, resolve_task
 
 STEP_S = 0.0125
@@ -29,7 +28,7 @@ GRIPPER_GAIN_PER_M = 50.0
 GRIPPER_DAMPING_S_PER_M = 3.75
 
 
-class SimulatedSawyer:
+class SimulatedSawyer(DrawnRobot):
     """The arm with one of Meta-World's tasks and its camera. Construct, `reset(seed)`, then command and `step`.
 
     The same seed and the same commands give the same states.
@@ -53,14 +52,13 @@ class SimulatedSawyer:
     def __init__(self, task: str, *, command_timeout_s: float = 0.2, settings: RenderSettings | None = None) -> None:
         self.task = resolve_task(task)
         self.command_timeout_s = command_timeout_s
-        self.settings = settings or RenderSettings(CAMERA_WIDTH, CAMERA_HEIGHT, camera=default_camera(self.task))
+        super().__init__(settings or RenderSettings(CAMERA_WIDTH, CAMERA_HEIGHT, camera=default_camera(self.task)))
         self._env = open_task(self.task)
         self._env.max_path_length = sys.maxsize  # past its limit, Meta-World raises
         self._model, self._data = self._env.model, self._env.data
         joints = [self._model.joint(name) for name in JOINT_NAMES]
         self._positions = [joint.qposadr[0] for joint in joints]
         self._velocities = [joint.dofadr[0] for joint in joints]
-        self._renderer: FrameRenderer | None = None
         self.reset(0)
 
     def reset(self, seed: int) -> None:
@@ -167,25 +165,10 @@ class SimulatedSawyer:
             self._owed_s -= STEP_S
             self._step()
 
-    def render(self) -> NDArray[np.uint8]:
-        """The camera's picture (H, W, 3) RGB."""
-        return self._draw().render(self._data)
-
-    def camera_matrix(self) -> Vector:
-        """Intrinsic matrix (3, 3), pixels; the camera has no distortion."""
-        return self._draw().camera_matrix()
-
     def close(self) -> None:
         """Free the OpenGL context and the simulator."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        super().close()
         self._env.close()
-
-    def _draw(self) -> FrameRenderer:
-        if self._renderer is None:
-            self._renderer = FrameRenderer(self._model, self._data, self.settings)
-        return self._renderer
 
     def _step(self) -> None:
         """One of Meta-World's steps. Without a command, the body that pulls the hand stays where it is."""

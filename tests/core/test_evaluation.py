@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
@@ -31,6 +32,7 @@ from dr_core.robot.evaluation import (
 )
 from dr_core.robot.evaluation_report import REPORT, count_outcomes, finish
 from dr_core.robot.trial import FrameOfReward, GateView, Phase, Trials
+from dr_core.study.report import write_report
 
 SETTINGS = Settings(
     mode="full",
@@ -370,3 +372,22 @@ def test_no_rate_is_claimed_where_the_agent_did_not_drive(tmp_path: Path) -> Non
     assert "No success rate of an agent is claimed" in page and "Wilson" not in page
     assert "<td>0.75</td><td>0.125</td><td>40</td><td>31</td>" in page
     assert (tmp_path / "s" / REPORT).is_file()
+
+
+def test_the_report_of_a_run_holds_its_live_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    results = results_of(tmp_path / "run" / "live", agents=("a",), episodes=1)
+    write_bag(tmp_path / "bag", 12)
+    curve = Curve.of([(k * S, 0.5, True, 0.0) for k in range(4)])
+    results.append(result_of(results, 0, "success", bag=str(tmp_path / "bag"), **curve.facts()), curve)
+    results.close()
+    finish(tmp_path / "run" / "live")
+    write_report(tmp_path / "run", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Live</h2>" in page and "100% (1 of 1)" in page
+    film = page.split('src="data:video/mp4;base64,')[1].split('"')[0]
+    (tmp_path / "film.mp4").write_bytes(base64.b64decode(film))
+    assert len(read_video(tmp_path / "film.mp4")[0]) == 12
+    (tmp_path / "other" / "model").mkdir(parents=True)
+    write_report(tmp_path / "other", tmp_path / "other.html")
+    assert "<h2>Live</h2>" not in (tmp_path / "other.html").read_text()

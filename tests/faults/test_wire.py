@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dr_core.config import dump_yaml, load_yaml
+from dr_core.config import load_yaml
 from tests.nodes.conftest import ROOT, SOURCES, STACK, starter
 from tests.nodes.test_arm_bridge import (
     ACTIVE,
@@ -22,22 +22,15 @@ from tests.nodes.test_arm_bridge import (
     IDLE,
     PERIOD_S,
     SIM_PANDA,
-    SLOW,
     STOPPED,
     PlayedRobot,
+    robot_file,
     wait,
 )
 
+__all__ = ["robot_file"]
+
 TIMEOUT_S = 90.0
-
-
-@pytest.fixture(scope="module")
-def robot_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Limits in time for a busy machine; the rules are the same."""
-    whole = load_yaml(SIM_PANDA)
-    path = tmp_path_factory.mktemp("robot") / "robot.yaml"
-    dump_yaml(path, {**whole, "limits": {**whole["limits"], **SLOW}})
-    return str(path)
 
 
 @pytest.fixture(scope="module")
