@@ -267,6 +267,21 @@ def test_sigterm_completes_the_metadata(stage: Any, episodes: Path) -> None:
     assert "Traceback" not in one.process.output()
 
 
+def test_an_impatient_ctrl_c_loses_nothing(stage: Any, episodes: Path) -> None:
+    one = stage()
+    assert one.start().success
+    one.send(range(5))
+    one.written(5)
+    process = one.process.process
+    while process.poll() is None:  # as fast as anybody can, all the while it closes its files
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert process.returncode == 0, one.process.output()
+    assert check_bag(episodes / "one") == []
+    assert read_metadata(episodes / "one").outcome == "aborted"
+    assert "Traceback" not in one.process.output()
+
+
 def test_sigterm_on_a_full_disk_ends_in_words(stage: Any, episodes: Path) -> None:
     one = stage()
     assert one.start().success

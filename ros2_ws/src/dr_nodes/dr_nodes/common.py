@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -166,7 +167,12 @@ class ManagedNode(LifecycleNode):
 
     Subclasses override ``configure``, ``activate``, ``deactivate`` and ``cleanup``; the first two raise UserError.
     With the parameter ``autostart`` the node configures and activates itself.
+
+    Attributes:
+        one_task: the process has one thing to do and ends when it refuses to do it at the start.
     """
+
+    one_task = False
 
     def __init__(self, name: str, parameters: Sequence[Param]) -> None:
         super().__init__(name)
@@ -220,7 +226,7 @@ class ManagedNode(LifecycleNode):
         self.active = self.configured = False
 
     def finish(self) -> int:
-        """What is left to do when ROS has ended; returns the exit status of the process."""
+        """What is left to do when ROS has ended, SIGINT ignored; returns the exit status of the process."""
         return 0
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -263,8 +269,9 @@ class ManagedNode(LifecycleNode):
 
     def _autostart(self) -> None:
         self.destroy_timer(self._starter)
-        if self.trigger_configure() == SUCCESS:
-            self.trigger_activate()
+        started = self.trigger_configure() == SUCCESS and self.trigger_activate() == SUCCESS
+        if self.one_task and not started:
+            rclpy.try_shutdown()
 
     def _judge_parameters(self, parameters: Sequence[Any]) -> Any:
         for parameter in parameters:
@@ -318,9 +325,11 @@ def run(make: Callable[[], ManagedNode], threads: int = 1) -> int:
                 if rclpy.ok():
                     raise
     finally:
-        with contextlib.suppress(KeyboardInterrupt):
-            executor.shutdown()
+        # A second Ctrl-C must not break off what is being written; SIGKILL still ends a node that hangs.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        executor.shutdown()
         node.end()
         node.destroy_node()
         rclpy.try_shutdown()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rclpy puts back what it found at its start
     return node.finish()

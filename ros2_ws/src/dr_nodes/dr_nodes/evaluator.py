@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import os
 import select
+import signal
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,6 +57,8 @@ KEYS = {label[0]: label for label in LABELS}
 
 class Evaluator(ManagedNode):
     """Tells ``Trials`` what happens, sends on what it lets pass, and calls the services that the phase asks for."""
+
+    one_task = True
 
     def __init__(self) -> None:
         super().__init__("evaluator", PARAMETERS)
@@ -123,14 +126,17 @@ class Evaluator(ManagedNode):
             self.results.close()
 
     def finish(self) -> int:
-        """The report, with videos, now that ROS has ended; 1 if episodes are missing."""
+        """The report, with videos, now that ROS has ended; 1 if episodes are missing, 2 if it never began."""
         self.writer.shutdown()
-        if self.results is None or not self.results.done:
+        if self.results is None:
+            return 2
+        if not self.results.done:
             return 1
         from dr_core.robot.evaluation_report import finish
 
         try:
             with contextlib.suppress(KeyboardInterrupt):  # by then there is a report, if without all videos
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 print(f"report: {finish(self.results.out)}", flush=True)
         except UserError as error:
             print(error, file=sys.stderr)

@@ -53,7 +53,8 @@ def uninstall_signal_handlers() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     for number, previous in _previous.items():
-        signal.signal(number, previous)
+        if signal.getsignal(number) is _handle:  # else somebody has set another one since
+            signal.signal(number, previous)
     _previous.clear()
 
 
