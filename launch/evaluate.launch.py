@@ -8,7 +8,6 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-IMAGES = "camera/color/image_raw"
 TOPICS = "camera/color/camera_info joint_states ee_pose /tf /tf_static object_pose goal_pose success action reward "
 TOPICS += "gate_state desired_twist servo_node/delta_twist_cmds deadman agent/action agent_a/action agent_b/action"
 SIM, MODE, MODEL, POLICY_B, TELEOP = map(LaunchConfiguration, ("sim", "mode", "model", "policy_b", "teleop"))
@@ -16,6 +15,7 @@ POLICIES, MODES = ["scripted", "disturbed", "checkpoint"], ["dry-run", "shadow",
 PANDA = PathJoinSubstitution([FindPackageShare("dr_core"), "config", "robots", "sim_panda.yaml"])
 FIRST = PythonExpression(["'agent_a' if '", POLICY_B, "' else 'agent'"])
 AGENTS = PythonExpression(["['agent_a', 'agent_b'] if '", POLICY_B, "' else ['agent']"])
+SCORED = ["r'''", MODEL, "''' != ''"]
 BY_HAND = PythonExpression(["'", MODE, "' == 'shadow' and '", TELEOP, "' != 'none'"])
 
 
@@ -63,7 +63,7 @@ def generate_launch_description():
     robot, seed, task = {"robot_file": value("robot_file")}, {"seed": value("seed", int)}, {"task": value("task")}
     folder = ParameterValue([LaunchConfiguration("out"), ".episodes"], value_type=str)
     plan = {"agents": AGENTS, "episodes": value("episodes", int), "episode_s": value("episode_s", float)}
-    plan |= {name: value(name) for name in ("out", "mode", "operator")}
+    plan |= {name: value(name) for name in ("out", "mode", "operator")} | {"needs_reward": PythonExpression(SCORED)}
     asked = {"reset_service": in_sim("sim_robot/reset"), "success_topic": in_sim("success")}  # else of a person
     plan |= {name: ParameterValue(text, value_type=str) for name, text in asked.items()} | {"reset_gate": SIM}
     nodes = [
@@ -72,8 +72,8 @@ def generate_launch_description():
         agent(FIRST, "", robot, seed),
         agent("agent_b", "_b", robot, seed, condition=["'", POLICY_B, "' != ''"]),
         node("teleop", robot, {"source": TELEOP}, condition=BY_HAND, prefix=LaunchConfiguration("terminal")),
-        node("recorder", {"directory": folder, "topics": [IMAGES], "optional_topics": TOPICS.split()}),
-        node("reward", task, {"model": value("model"), "crop": value("crop")}, condition=["r'''", MODEL, "''' != ''"]),
+        node("recorder", {"directory": folder, "optional_topics": TOPICS.split()}),
+        node("reward", task, {"model": value("model"), "crop": value("crop")}, condition=SCORED),
         node("evaluator", robot, seed, task, plan, emulate_tty=True, on_exit=Shutdown()),
     ]
     return LaunchDescription([*ARGUMENTS, *nodes])

@@ -44,6 +44,7 @@ class Seen:
     gate_stopped: bool = False
     gate_causes: tuple[str, ...] = ()
     agent_age_s: float = math.inf
+    reward_missing: bool = False
     recording: bool = False
     success_s: float = 0.0
     """How long success has been told of without a break."""
@@ -110,7 +111,7 @@ class Machine:
                 return f"the gate is STOPPED ({causes}): make the robot safe, then reset the gate by hand"
         if seen.agent_age_s > FRESH_S:
             return f"no fresh wishes on {self.agent}/desired_twist"
-        return ""
+        return "no reward arrives: is the reward node active?" if seen.reward_missing else ""
 
     def _judge(self, now_s: float, seen: Seen) -> None:
         """Outcome and cause, if the episode is to end; without an outcome at the time limit a person decides."""
@@ -204,15 +205,24 @@ class Trials:
         settings, results: of the evaluation.
         linear_m_s: the robot's fastest, by which velocities are divided for the agreement.
         hold_after_s: of the gate.
+        needs_reward: no episode begins while no rewards arrive.
     """
 
-    def __init__(self, settings: Settings, results: Results, linear_m_s: float, hold_after_s: float) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        results: Results,
+        linear_m_s: float,
+        hold_after_s: float,
+        *,
+        needs_reward: bool = False,
+    ) -> None:
         self.settings, self.results = settings, results
         self.moving = settings.mode in MOVING
         self.valve = Valve(settings.slow_factor if settings.mode == "slow" else 1.0, hold_after_s)
         self.gate = GateView()
-        self._linear_m_s = linear_m_s
-        self._gate_s = -math.inf
+        self._linear_m_s, self._needs_reward = linear_m_s, needs_reward
+        self._gate_s = self._reward_s = -math.inf
         self._heard_s: dict[str, float] = {}
         self._prepare(0, settings.agents[0])
 
@@ -247,6 +257,7 @@ class Trials:
         seen, gate, agent = self.seen, self.gate, self.machine.agent
         seen.gate_age_s, seen.gate_stopped, seen.gate_causes = now_s - self._gate_s, gate.stopped, gate.causes
         seen.agent_age_s = now_s - self._heard_s.get(agent, -math.inf)
+        seen.reward_missing = self._needs_reward and now_s - self._reward_s > SILENCE_S
         seen.success_s = 0.0 if self._success_s is None else now_s - self._success_s
         running = self.running
         phase = self.machine.step(now_s, seen)
@@ -301,8 +312,9 @@ class Trials:
             self.seen.abort = "the dead-man switch was released"
         self._held = held
 
-    def reward(self, reward: FrameOfReward) -> None:
+    def reward(self, now_s: float, reward: FrameOfReward) -> None:
         """A reward has come; of which episode, its stamp decides."""
+        self._reward_s = now_s
         if self.machine.phase in (Phase.RUN, Phase.LABEL, Phase.SAVE):
             self._rewards.append(reward)
 

@@ -232,6 +232,16 @@ def test_nothing_but_zeros_before_an_episode_and_nothing_but_wishes_in_it(play: 
     )
 
 
+def test_an_episode_waits_for_rewards_where_they_are_wanted(play: Any, tmp_path: Path) -> None:
+    world = play()
+    world.trials = Trials(world.results_settings(), world.results, 0.2, 0.15, needs_reward=True)
+    assert world.trials.next()
+    world.trials.ready()
+    assert world.play(1.0) is Phase.WAIT and "reward" in world.trials.machine.waiting_for
+    world.trials.reward(world.now_s, FrameOfReward(round(world.now_s * S), 0.0, False, 0.0, "", ""))
+    assert world.play(0.5) is Phase.RECORD
+
+
 def test_success_must_hold(play: Any) -> None:
     world = play()
     world.start()
@@ -292,7 +302,8 @@ def test_where_the_agent_only_proposes_nothing_passes(play: Any, mode: str) -> N
     world.start()
     for k in range(60):
         world.trials.person(round(world.now_s * S), (0.1, 0.1, 0.0))
-        world.trials.reward(FrameOfReward(round(world.now_s * S), 2.0 * (k < 10), k < 10, 0.0, "beef", "entropy"))
+        reward = FrameOfReward(round(world.now_s * S), 2.0 * (k < 10), k < 10, 0.0, "beef", "entropy")
+        world.trials.reward(world.now_s, reward)
         world.play(0.02)
     assert world.trials.passes("a") is None
     assert world.sent == []

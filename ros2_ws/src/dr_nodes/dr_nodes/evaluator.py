@@ -49,6 +49,7 @@ PARAMETERS = (
     Param("reset_gate", False, "reset the gate without asking anybody: for simulations only"),
     Param("success_topic", "", "std_msgs/Bool that tells of success; empty: a person labels each episode"),
     Param("success_hold_s", 0.3, "success counts when it has been told of for so long", 0.0, 60.0),
+    Param("needs_reward", False, "begin no episode while no rewards arrive"),
     Param("recorder", "recorder", "node that records the episodes; empty: none"),
 )
 TICK_S = 0.02
@@ -81,7 +82,13 @@ class Evaluator(ManagedNode):
         versions = f"dr_core {importlib.metadata.version('dr_core')}, ROS {os.environ.get('ROS_DISTRO', 'unknown')}"
         self.results = Results(out, self.settings, {"robot_file": str(robot_file.resolve()), "versions": versions})
         limits, action = self.robot.limits, self.robot.action
-        self.trials = Trials(self.settings, self.results, action.linear_m_s, limits.hold_after_s)
+        self.trials = Trials(
+            self.settings,
+            self.results,
+            action.linear_m_s,
+            limits.hold_after_s,
+            needs_reward=self.value("needs_reward"),
+        )
         self.said = ""
         self.valve = Valve(self, self.trials, self.settings, self.robot.frames.base)
         self.listen()
@@ -219,7 +226,7 @@ class Evaluator(ManagedNode):
 
     def on_reward(self, message: Any) -> None:
         values = (message.value, message.valid, message.ood, message.model_hash, message.estimator)
-        self.trials.reward(FrameOfReward(stamp_to_ns(message.header.stamp), *values))
+        self.trials.reward(time.monotonic(), FrameOfReward(stamp_to_ns(message.header.stamp), *values))
 
     def on_success(self, message: Any) -> None:
         self.trials.success(time.monotonic(), message.data)
