@@ -36,8 +36,7 @@ fi
 say "6/7  the same for an arm: a simulated Panda that pushes a block to a goal"
 dr record-expert --task panda-push --episodes 20 --out "$data/arm/expert"
 dr record-expert --task panda-push --quality 50 100 --episodes 12 --seed 1000 --out "$data/arm/background"
-dr train-reward "$data/arm/expert" --background "$data/arm/background" --out "$run/arm" --resume \
-    --set codec_training.steps=600 video_training.steps=1200
+dr train-reward "$data/arm/expert" --background "$data/arm/background" --out "$run/arm" --resume
 
 say "7/7  live: the arm, two agents in turn, safety gate, recorder and reward as processes that talk over DDS"
 if [ ! -e "$run/live/report.html" ]; then

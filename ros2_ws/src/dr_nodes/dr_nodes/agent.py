@@ -112,7 +112,8 @@ class Agent(ManagedNode):
     def activate(self) -> None:
         self.forget()
         self.newest.clear()
-        self.beat = self.create_timer(1.0 / self.rate_hz, self.act)
+        self.due = False
+        self.beat = self.create_timer(1.0 / self.rate_hz, self.tick)
 
     def deactivate(self) -> None:
         self.destroy_timer(self.beat)
@@ -126,12 +127,21 @@ class Agent(ManagedNode):
 
     def on_part(self, part: str, message: Any) -> None:
         self.newest[part] = (convert.stamp_to_ns(message.header.stamp), message)
+        if self.active and self.due:
+            self.act()
+
+    def tick(self) -> None:
+        """An action is due; without an observation for it, it follows as soon as there is one."""
+        if self.due:
+            self.diagnostics.set("observation", WARN, self.observation_stamp()[1] or "late")
+        self.due = True
+        self.act()
 
     def act(self) -> None:
         stamp_ns, problem = self.observation_stamp()
         if problem:
-            self.diagnostics.set("observation", WARN, problem)
             return
+        self.due = False
         self.acted_ns = stamp_ns
         try:
             self.refuse_second_camera()
