@@ -340,11 +340,11 @@ def _defined(channel: Channel) -> Channel:
     return channel._replace(definition_format="ros2msg", definition=definition_of(channel.msgtype))
 
 
-def export_video(path: Path, out: Path, image_topic: str | None = None) -> int:
-    """Write the images of a bag, in full resolution, to a lossless video; returns the number of frames.
+def export_video(path: Path, out: Path, image_topic: str | None = None, *, lossless: bool = True) -> int:
+    """Write the images of a bag, in full resolution, to a video; returns the number of frames.
 
     Frames are evenly spaced at the episode's rate: a video does not keep their stamps. Damaged frames, and
-    those whose stamp does not increase, are left out.
+    those whose stamp does not increase, are left out. ``lossless``: see :func:`~dr_core.data.video.write_video`.
 
     Raises:
         OutputInUseError: something is at ``out``.
@@ -374,5 +374,5 @@ def export_video(path: Path, out: Path, image_topic: str | None = None) -> int:
                 written += 1
                 yield image
 
-    write_video(out, frames(), rate_hz, lossless=True)
+    write_video(out, frames(), rate_hz, lossless=lossless)
     return written

@@ -9,7 +9,6 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +18,6 @@ from matplotlib.figure import Figure
 from dr_core.data.bags import bag_info, export_video
 from dr_core.data.episodes import read_metadata
 from dr_core.data.messages import COMPRESSED_IMAGE, IMAGE
-from dr_core.data.video import iterate_video, video_rate_hz, write_video
 from dr_core.errors import BagError, OutputInUseError, UserError
 from dr_core.robot.evaluation import (
     MOVING,
@@ -248,11 +246,7 @@ def _make_video(bag: Path, video: Path) -> None:
     if not images:
         raise BagError(str(bag), expected="images", found="none", next_step="let the recorder record an image topic")
     colour = next((topic for topic in images if "color" in topic), images[0])
-    video.parent.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=video.parent, prefix=".") as work:
-        exact = Path(work) / "exact.mp4"
-        export_video(bag, exact, colour)
-        write_video(video, (frame for frame, _ in iterate_video(exact)), video_rate_hz(exact), lossless=False)
+    export_video(bag, video, colour, lossless=False)
 
 
 def _drops(result: Result) -> str:

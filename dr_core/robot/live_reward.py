@@ -258,22 +258,3 @@ def frame_spacing_ns(model: RewardModel, task: str | None, frame_rate_hz: float 
             next_step="give it: -p frame_rate_hz:=10.0, or 0.0 to use every frame",
         )
     return round(1e9 / rate_hz) if rate_hz else 0
-
-
-def crop_rule(rule: ImageRule, crop: str) -> ImageRule:
-    """The model's rule with another crop: none, center, or x,y,width,height in pixels; empty leaves it.
-
-    Raises:
-        ConfigError: not a crop.
-    """
-    if not crop:
-        return rule
-    try:
-        parts = tuple(int(part) for part in crop.split(",")) if "," in crop else crop
-        if isinstance(parts, tuple) and len(parts) != 4:
-            raise ValueError(f"{len(parts)} numbers")
-        return ImageRule(rule.size, parts)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ConfigError(
-            "crop", expected="none, center, or x,y,width,height", found=str(error), next_step="correct it"
-        ) from error

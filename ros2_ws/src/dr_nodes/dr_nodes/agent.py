@@ -22,15 +22,15 @@ from std_msgs.msg import Float64, Float64MultiArray
 from dr_core.agent.pushing import Disturbance, push_action
 from dr_core.data.images import DamagedImage
 from dr_core.errors import ConfigError, UserError
+from dr_core.robot.frames import FUTURE_LIMIT_NS
 from dr_core.safety.limits import load_robot
 from dr_nodes import convert
-from dr_nodes.common import IMAGE_QOS, OK, WARN, ManagedNode, Param, image_qos, needed, run
+from dr_nodes.common import IMAGE_QOS, OK, WARN, ManagedNode, Param, image_qos, needed, refuse_second_publisher, run
 from dr_nodes.messages import action_to_motion, labelled_action, values_to_twist
 
 Vector = NDArray[np.float64]
 IMAGES = "camera/color/image_raw"
 ACTION_SIZES = (3, 4, 6, 7)
-FUTURE_NS = 50_000_000
 PARAMETERS = (
     Param("robot_file", "", "YAML file of the robot: what an action of 1 means, frames, topics"),
     Param("policy", "scripted", "who acts", choices=("scripted", "disturbed", "constant", "checkpoint")),
@@ -144,7 +144,8 @@ class Agent(ManagedNode):
         self.due = False
         self.acted_ns = stamp_ns
         try:
-            self.refuse_second_camera()
+            if "image" in self.needs:
+                refuse_second_publisher(self, self.image_topic)
             action = self.policy(*(self.newest[part][1] for part in self.needs))
         except DamagedImage as damaged:
             self.diagnostics.set("observation", WARN, f"dropped: {damaged}")
@@ -154,13 +155,6 @@ class Agent(ManagedNode):
             return
         self.diagnostics.set("observation", OK, "fresh")
         self.publish(np.clip(action, -1.0, 1.0), stamp_ns)
-
-    def refuse_second_camera(self) -> None:
-        """Pictures of two cameras in turn are no observation."""
-        if "image" in self.needs and (count := self.count_publishers(self.image_topic)) > 1:
-            raise ConfigError(
-                self.image_topic, expected="one publisher", found=f"{count}", next_step="stop all but one of them"
-            )
 
     def observation_stamp(self) -> tuple[int, str]:
         """The stamp of the newest whole observation, that of its oldest part; or why there is none."""
@@ -173,7 +167,7 @@ class Agent(ManagedNode):
             return 0, f"the parts of the observation are {(max(stamps) - stamp_ns) * 1e-9:.3f} s apart"
         if now_ns - stamp_ns > self.value("max_age_s") * 1e9:
             return 0, f"the observation is {(now_ns - stamp_ns) * 1e-9:.3f} s old"
-        if max(stamps) - now_ns > FUTURE_NS:
+        if max(stamps) - now_ns > FUTURE_LIMIT_NS:
             return 0, f"the observation is {(max(stamps) - now_ns) * 1e-9:.3f} s in the future"
         if stamp_ns == self.acted_ns:
             return 0, "no new observation"

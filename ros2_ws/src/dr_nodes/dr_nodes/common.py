@@ -89,6 +89,20 @@ def command_qos(period_s: float) -> QoSProfile:
     )
 
 
+def refuse_second_publisher(node: LifecycleNode, topic: str) -> None:
+    """Messages of two publishers in turn are of no use.
+
+    Raises:
+        ConfigError: ``topic`` has more than one.
+    """
+    count = node.count_publishers(topic)
+    if count > 1:
+        names = ", ".join(sorted(one.node_name for one in node.get_publishers_info_by_topic(topic)))
+        raise ConfigError(
+            topic, expected="one publisher", found=f"{count}: {names}", next_step="stop all but one of them"
+        )
+
+
 def qos_mismatch(node: LifecycleNode, topic: str, wanted: QoSProfile) -> str:
     """Which publisher of ``topic`` a subscription with this profile hears nothing from, and why; empty if none."""
     for info in node.get_publishers_info_by_topic(topic):

@@ -12,10 +12,22 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Bool
 
 from dr_core.data.images import DamagedImage
-from dr_core.errors import ConfigError, UserError
+from dr_core.errors import UserError
 from dr_core.robot.frames import FrameRules
-from dr_core.robot.live_reward import LiveReward, crop_rule, frame_spacing_ns, known_task
-from dr_nodes.common import ERROR, IMAGE_QOS, OK, WARN, ManagedNode, Param, image_qos, needed, qos_mismatch, run
+from dr_core.robot.live_reward import LiveReward, frame_spacing_ns, known_task
+from dr_nodes.common import (
+    ERROR,
+    IMAGE_QOS,
+    OK,
+    WARN,
+    ManagedNode,
+    Param,
+    image_qos,
+    needed,
+    qos_mismatch,
+    refuse_second_publisher,
+    run,
+)
 from dr_nodes.convert import reward_message, stamp_to_ns, to_array
 
 if TYPE_CHECKING:
@@ -101,7 +113,7 @@ class RewardNode(ManagedNode):
         task = known_task(model, self.value("task"))
         self._live = LiveReward(
             model.stream(task=task, estimator=self.value("estimator") or None),
-            crop_rule(model.config.image, self.value("crop")),
+            model.config.image.with_crop(self.value("crop")),
             rules,
             spacing_ns=frame_spacing_ns(model, task, self.value("frame_rate_hz")),
             ood_limit=self.value("ood_limit"),
@@ -167,20 +179,13 @@ class RewardNode(ManagedNode):
                 self.diagnostics.set("images", WARN, f"no image for {silent_s:.0f} s")
             else:
                 self.diagnostics.set("images", OK, "arrive")
-        elif not self._alone and self.value("autostart") and self._publisher_count() < 2:
+        elif not self._alone and self.value("autostart") and self.count_publishers(self._subscription.topic_name) < 2:
             self.trigger_activate()
 
-    def _publisher_count(self) -> int:
-        return int(self.count_publishers(self._subscription.topic_name))
-
     def _refuse_second_publisher(self) -> None:
-        topic, count = self._subscription.topic_name, self._publisher_count()
-        self._alone = count < 2
-        if not self._alone:
-            names = ", ".join(sorted(one.node_name for one in self.get_publishers_info_by_topic(topic)))
-            raise ConfigError(
-                topic, expected="one publisher", found=f"{count}: {names}", next_step="stop all but one of them"
-            )
+        self._alone = False
+        refuse_second_publisher(self, self._subscription.topic_name)
+        self._alone = True
 
 
 def main() -> int:
