@@ -7,8 +7,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from dr_core.errors import OutputInUseError
+from dr_core.config import dump_yaml, load_yaml
+from dr_core.errors import ConfigError, OutputInUseError
 
 
 def fsync(path: Path) -> None:
@@ -61,3 +63,25 @@ def run_directory(out: Path, *, resume: bool) -> Iterator[None]:
         )
     with exclusive(out):
         yield
+
+
+def keep_settings(file: Path, mapping: dict[str, Any], otherwise: str) -> None:
+    """Write to YAML what a new run is started with; refuse to continue a run with something else.
+
+    Args:
+        otherwise: what then differs, in words.
+
+    Raises:
+        ConfigError: the file is there and says something else.
+    """
+    if not file.exists():
+        temporary = file.with_suffix(".tmp")
+        dump_yaml(temporary, mapping)
+        temporary.replace(file)
+    elif load_yaml(file) != mapping:
+        raise ConfigError(
+            str(file),
+            expected="what this run was started with",
+            found=otherwise,
+            next_step="repeat the options of the first start, or give another --out",
+        )

@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         channels = (3 * config.frame_stack, CHANNELS, CHANNELS, CHANNELS, CHANNELS)
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(pairwise(channels)):
-            layers += [nn.Conv2d(before, after, 3, stride=2 if i == 0 else 1), nn.ReLU()]
+            layers += [nn.Conv2d(before, after, 3, stride=2 if i == 0 else 1), nn.ReLU(inplace=True)]
         self.convolutions = nn.Sequential(*layers)
         self.size = CHANNELS * ((config.image.size - 3) // 2 + 1 - 6) ** 2
 
@@ -86,7 +86,11 @@ class Actor(nn.Module):
         )
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return torch.tanh(self.policy(self.trunk(self.encoder(pictures.float() / 255.0 - 0.5))))
+        return self.mean(self.encoder(pictures.float() / 255.0 - 0.5))
+
+    def mean(self, features: Tensor) -> Tensor:
+        """The encoder's features (B, encoder.size) → actions (B, action_size)."""
+        return torch.tanh(self.policy(self.trunk(features)))
 
     def save(self, path: Path, **facts: object) -> None:
         """Write a checkpoint directory; ``facts`` go into its manifest. An existing one is refused."""

@@ -15,6 +15,7 @@ from dr_core.data.episodes import Episode, EpisodeMetadata, read_episode, read_m
 from dr_core.data.video import VIDEO_SUFFIXES, write_video
 from dr_core.errors import BagError, ConfigError
 from dr_core.rewards.model import NOISE_SEED, check_estimator
+from dr_core.rewards.view import check_view
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,17 +50,7 @@ def check_camera(path: Path, metadata: EpisodeMetadata, manifest: Mapping[str, A
     Raises:
         BagError: naming the settings that differ.
     """
-    if "render" not in manifest:  # imported without experts: its camera is not known
-        return
-    own, learned = metadata.render, manifest["render"]
-    differing = sorted(key for key in {*own, *learned} if own.get(key) != learned.get(key))
-    if differing:
-        raise BagError(
-            str(path),
-            expected="the camera of the model: " + ", ".join(f"{k} {learned.get(k, '(none)')}" for k in differing),
-            found=", ".join(f"{k} {own.get(k, '(none)')}" for k in differing),
-            next_step=next_step,
-        )
+    check_view(str(path), metadata.render, manifest, next_step=next_step, error=BagError)
 
 
 def check_estimators(model: RewardModel, names: Sequence[str]) -> None:

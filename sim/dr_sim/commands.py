@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,14 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dr_core.errors import ConfigError
+from dr_sim.workers import usable_cores
 
 if TYPE_CHECKING:
     from dr_sim.record import Group
-
-
-def usable_cores() -> int:
-    """Processor cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +27,7 @@ from dr_sim.environments import make_environment, make_expert
 from dr_sim.experts import MixedPolicy
 from dr_sim.rendering import RenderSettings
 from dr_sim.tasks import METAWORLD_TASKS
+from dr_sim.workers import start_worker
 
 EPOCH_NS = 1_000_000_000
 """Stamp of the first frame: simulated time counts from one second, since a zero stamp means "not set"."""
@@ -265,7 +263,7 @@ def _staged(path: Path) -> Iterator[Path]:
 def _worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes; leaving the block cancels what waits and lets running episodes finish."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -277,21 +275,6 @@ def _worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, use one core, and end when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Mesa's software rasteriser otherwise starts a thread for every core in every process.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 _environments: dict[tuple[str, RenderSettings], SimulatedEnvironment] = {}  # the one this worker used last

@@ -12,18 +12,21 @@ import ctypes.util
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dr_core.data.images import ImageRule
 from dr_core.errors import ConfigError, RenderingError
+from dr_core.rewards.view import check_view
 
 if TYPE_CHECKING:
     import mujoco
+
+    from dr_core.rewards.model import RewardModel
 
 INSTALL_HINT = (
     "on Debian or Ubuntu run `apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri` (EGL) "
@@ -234,6 +237,22 @@ class RenderSettings:
             if key != "square" or value
         }
         return {**settings, "mujoco": importlib.metadata.version("mujoco")}
+
+
+def check_same_view(model: RewardModel | Mapping[str, Any], task: str, settings: RenderSettings) -> None:
+    """Refuse to show `model` (a reward model or its manifest) an environment drawn otherwise than its training videos.
+
+    Tasks that the model has not seen are held to the settings that its training tasks share.
+
+    Raises: ConfigError: naming each setting that differs: camera, size, orientation, quality, version of mujoco.
+    """
+    check_view(
+        f"pictures of {task}",
+        settings.to_dict(),
+        model if isinstance(model, Mapping) else model.manifest,
+        next_step="draw with the settings of the model, or train a model on recordings with these",
+        error=ConfigError,
+    )
 
 
 class FrameRenderer:

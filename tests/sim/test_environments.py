@@ -90,29 +90,36 @@ def test_the_goal_is_hidden(dial):
     assert np.std(goals, axis=0).max() > 0
 
 
-def test_two_environments_in_one_process_do_not_mix():
-    def together():
-        envs = [MetaWorldEnv("door-close"), MetaWorldEnv("coffee-push")]
-        rng = np.random.default_rng(0)
-        frames = [[env.reset(1)["image"]] for env in envs]
-        for _ in range(5):
-            action = rng.uniform(-1, 1, 4)
-            for env, seen in zip(envs, frames, strict=True):
-                seen.append(env.step(action)[0]["image"])
-        for env in envs:
-            env.close()
-        return frames
-
-    def alone(task):
-        env = MetaWorldEnv(task)
-        rng = np.random.default_rng(0)
-        frames = [env.reset(1)["image"]]
-        frames += [env.step(rng.uniform(-1, 1, 4))[0]["image"] for _ in range(5)]
+def test_environments_in_one_process_do_not_mix():
+    tasks = ("door-close", "coffee-push", "adroit-pen")
+    envs = [make_environment(task) for task in tasks]
+    rngs = [np.random.default_rng(1) for _ in tasks]
+    frames = [[env.reset(1)["image"]] for env in envs]
+    for _ in range(5):
+        for env, rng, seen in zip(envs, rngs, frames, strict=True):
+            seen.append(env.step(rng.uniform(-1, 1, env.action_size))[0]["image"])
+    for env in envs:
         env.close()
-        return frames
+    for task, seen in zip(tasks, frames, strict=True):
+        env = make_environment(task)
+        assert np.array_equal(seen, play(env, 1, 5))
+        env.close()
 
-    for task, frames in zip(("door-close", "coffee-push"), together(), strict=True):
-        assert np.array_equal(frames, alone(task))
+
+@pytest.mark.parametrize("task", ["reach", "lever-pull", "adroit-hammer", "panda-push"])
+def test_an_episode_depends_on_its_seed_and_on_nothing_else(task):
+    np.random.seed(0)  # noqa: NPY002 - the simulators' possible source of hidden randomness
+    env = make_environment(task)
+    first = play(env, 11, 2)
+    states = {seed: (env.reset(seed), env.expert_observation.copy()) for seed in (12, 13)}
+    assert not np.allclose(states[12][1], states[13][1])
+    if task in METAWORLD_TASKS:  # the goal is random, and only the experts are told
+        assert not np.allclose(states[12][1][36:39], states[13][1][36:39])
+        assert np.allclose(states[12][0]["proprio"], states[13][0]["proprio"], atol=1e-6)
+    np.random.seed(1)  # noqa: NPY002
+    env.step(np.ones(env.action_size))
+    assert np.array_equal(play(env, 11, 2), first)
+    env.close()
 
 
 def test_reward_counts_successful_simulator_steps():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ if importlib.util.find_spec("metaworld") is None:
 from dr_core.data.images import ImageRule
 from dr_core.errors import ConfigError, RenderingError
 from dr_sim import rendering
-from dr_sim.rendering import FrameRenderer, RenderSettings, select_backend
+from dr_sim.rendering import FrameRenderer, RenderSettings, check_same_view, select_backend
 
 HIDDEN = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "LP_NUM_THREADS", "DISPLAY")
 ROOT = Path(__file__).parents[2]
@@ -116,6 +117,26 @@ def test_settings_as_metadata():
     assert recorded["shadows"] == "false" and recorded["width"] == "64" and recorded["camera"] == "corner4"
     assert recorded["mujoco"].count(".") == 2
     assert all(isinstance(value, str) for value in recorded.values())
+
+
+def test_a_reward_model_sees_only_pictures_like_those_it_learned_from():
+    settings = RenderSettings()
+    manifest = {"tasks": ["door-close"], "render": settings.to_dict()}
+    for task in ("door-close", "drawer-open"):  # seen and unseen
+        check_same_view(manifest, task, settings)
+        check_same_view(SimpleNamespace(manifest=manifest), task, settings)
+    for name, value in {"camera": "corner", "upright": False, "shadows": True, "msaa": 4, "width": 128}.items():
+        pattern = f"pictures of reach: .*camera of the model: {name} [^,]*; found {name} {str(value).lower()};"
+        with pytest.raises(ConfigError, match=pattern):
+            check_same_view(manifest, "reach", replace(settings, **{name: value}))
+    with pytest.raises(ConfigError, match=r"msaa 0, supersample 1; found msaa 2, supersample 2;"):
+        check_same_view(manifest, "reach", replace(settings, msaa=2, supersample=2))
+    older = {"render": {**settings.to_dict(), "mujoco": "2.3.7"}}
+    with pytest.raises(ConfigError, match=r"model: mujoco 2\.3\.7; found mujoco 3"):
+        check_same_view(older, "door-close", settings)
+    with pytest.raises(ConfigError, match=r"camera \(none\)"):  # learned from a real camera
+        check_same_view({"render": {}}, "door-close", settings)
+    check_same_view({}, "door-close", settings)  # imported without experts: nothing is known
 
 
 @pytest.mark.parametrize("change", [{"width": 4}, {"msaa": 3}, {"supersample": 3}, {"square": 65}])

@@ -1,0 +1,249 @@
+"""Online reinforcement learning from a learned reward, as a resumable training stage.
+
+A step of the stage is a round: one episode in each of the parallel environments, which begin and end together, with
+the agent's updates in between. The reward of the video model is computed for whole episodes as they end (published);
+exploration is computed for what is sampled. Between two rounds nothing is half done, so that is where it is saved.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dr_core.agent.drqv2 import AgentConfig, DrQV2
+from dr_core.agent.replay import Batch, Replay
+from dr_core.data.video import write_video
+from dr_core.rewards.amp import AdversarialReward
+from dr_core.rewards.combine import Terms, combine
+from dr_core.rewards.online import EpisodeReward, RewardConfig
+from dr_core.rewards.rnd import RandomNetworkDistillation
+from dr_core.robot.evaluation import wilson
+from dr_core.seeding import numpy_generator
+
+Frames = NDArray[np.uint8]
+VIDEO, SPARSE = "video", "sparse"
+EVALUATION_SEED = 1_000_000
+"""Of the first evaluation episode; training draws from below."""
+VIDEO_RATE_HZ = 20.0
+
+
+class Environments(Protocol):
+    """Episodes of one task in parallel that begin and end together."""
+
+    num: int
+    episode_steps: int
+    action_repeat: int
+
+    def reset(self, seeds: Sequence[int]) -> Frames:
+        """The first frames (N, H, W, 3) of the episodes that belong to these seeds."""
+
+    def step(self, actions: NDArray[np.float32]) -> tuple[Frames, NDArray[np.float32], NDArray[Any], NDArray[Any]]:
+        """Frames (N, H, W, 3), successful simulator steps (N,), whether the time is over, whether it succeeded."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """One training of an agent."""
+
+    frames: int = 200_000
+    """Simulator steps in all; an action that is repeated counts as often."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    eval_every_frames: int = 10_000
+    eval_episodes: int = 10
+    replay_capacity: int = 1_000_000
+    """Transitions; the oldest episodes make room."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "eval_every_frames", "eval_episodes", "replay_capacity"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+
+
+class AgentStage:
+    """What ``dr_core.training.train`` repeats: a round of episodes and updates.
+
+    Args:
+        config: of the training.
+        agent: what learns.
+        environments: where it acts.
+        replay: where episodes are kept; its reward columns are VIDEO and SPARSE.
+        video_reward: scores whole episodes; None: no such reward.
+        experts: frames (M, H, W, 3) of experts, for the reward `amp`.
+        out: folder of evaluations and videos.
+    """
+
+    name = "agent"
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        agent: DrQV2,
+        environments: Environments,
+        replay: Replay,
+        video_reward: EpisodeReward | None,
+        experts: Frames | None,
+        out: Path,
+    ) -> None:
+        self.config, self.agent, self.replay, self.out = config, agent, replay, out
+        self._environments, self._video_reward, self._experts = environments, video_reward, experts
+        self._round_frames = environments.num * environments.episode_steps * environments.action_repeat
+        self.steps = -(-config.frames // self._round_frames)
+        explores = config.reward.exploration > 0.0
+        self._rnd = RandomNetworkDistillation(config.seed, device=str(agent.device)) if explores else None
+        self._amp = AdversarialReward(config.seed, device=str(agent.device)) if config.reward.name == "amp" else None
+        self._due = 0.0
+        self._updates = 0
+
+    # ---- a round ----
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """Play one episode in each environment, with updates in between; what happened, as scalars."""
+        begun_s = time.monotonic()
+        envs, seed = self._environments, self.config.seed
+        seeds = [int(s) for s in numpy_generator(seed, "episodes", index).integers(0, EVALUATION_SEED, envs.num)]
+        draw = numpy_generator(seed, "replay", index)
+        frames, actions, sparse, success = [envs.reset(seeds)], [], [], np.zeros(envs.num, bool)
+        losses: dict[str, float] = {}
+        for t in range(envs.episode_steps):
+            acted = (index * envs.episode_steps + t) * envs.num
+            action = self.agent.act(frames[-1], acted, explore=True)
+            frame, reward, _, succeeded = envs.step(action)
+            frames.append(frame)
+            actions.append(action)
+            sparse.append(reward)
+            success |= np.asarray(succeeded, bool)
+            losses = self._learn(acted, draw, metrics=t == envs.episode_steps - 1) or losses
+        rewards = self._keep(np.stack(frames, 1), np.stack(actions, 1), np.stack(sparse, 1))
+        done = (index + 1) * self._round_frames
+        # The training loop refuses losses that are not finite; before the first update there is none.
+        numbers = {"loss": losses.get("critic_loss", 0.0), "frames": float(done), "success": success.mean(), **losses}
+        numbers |= {f"return_{name}": values.sum(1).mean() for name, values in rewards.items()}
+        numbers["frames_per_s"] = self._round_frames / (time.monotonic() - begun_s)
+        if done // self.config.eval_every_frames > (done - self._round_frames) // self.config.eval_every_frames:
+            numbers["eval_success"] = self.evaluate(done)
+        return {name: torch.tensor(float(value), dtype=torch.float64) for name, value in numbers.items()}
+
+    def _keep(
+        self, frames: Frames, actions: NDArray[np.float32], sparse: NDArray[np.float32]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Reward the episodes (N, T) and put them into the replay."""
+        video = np.zeros_like(sparse) if self._video_reward is None else self._video_reward(frames)
+        rewards = {VIDEO: video, SPARSE: sparse}
+        for i in range(len(frames)):
+            own = {name: values[i] for name, values in rewards.items()}
+            self.replay.add(frames[i], actions[i], own, terminal=False)
+        return rewards
+
+    def _learn(self, acted: int, draw: np.random.Generator, *, metrics: bool) -> dict[str, float]:
+        """As many updates as the steps in the environments are worth."""
+        settings = self.config.agent
+        if acted < settings.seed_steps or not len(self.replay):
+            return {}
+        self._due += self._environments.num / settings.update_every
+        told: dict[str, float] = {}
+        while self._due >= 1.0:
+            self._due -= 1.0
+            batch = self.replay.sample(settings.batch_size, draw)
+            terms = self._reward(batch, draw)
+            told = self.agent.update(batch, terms.total, acted, metrics=metrics)
+            self._updates += 1
+            if metrics:
+                told |= {f"term_{name}": float(np.mean(part)) for name, part in terms._asdict().items()}
+        return told
+
+    def _reward(self, batch: Batch, draw: np.random.Generator) -> Terms:
+        """The terms of the reward of a batch, (B,) each: sums over n steps, but novelty of the frame reached."""
+        settings = self.config.reward
+        video, novelty = batch.rewards[VIDEO], np.zeros_like(batch.rewards[VIDEO])
+        newest = np.ascontiguousarray(batch.next_frames[:, -3:].transpose(0, 2, 3, 1))  # (B, H, W, 3)
+        if self._rnd is not None:
+            novelty = self._rnd.score(newest)
+            self._rnd.update(newest)
+        if self._amp is not None and self._experts is not None:
+            video = self._amp.score(newest)
+            if self._updates % self._amp.config.update_every == 0:
+                self._amp.update(self._experts, newest, draw)
+        return combine(
+            video,
+            novelty,
+            batch.rewards[SPARSE],
+            alpha=settings.exploration,
+            success_weight=settings.success_weight,
+        )
+
+    # ---- evaluation ----
+
+    def evaluate(self, frames: int) -> float:
+        """Success rate of the mean action; a line in ``evaluations.jsonl`` and a video of the first episode."""
+        successes, video = self._play_evaluation()
+        low, high = wilson(int(successes.sum()), len(successes))
+        line = {"frames": frames, "success": float(successes.mean()), "low": low, "high": high, "n": len(successes)}
+        with (self.out / "evaluations.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        folder = self.out / "videos"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"frames_{frames:08d}.mp4"
+        path.unlink(missing_ok=True)  # of a run that was killed after it
+        write_video(path, video, VIDEO_RATE_HZ, lossless=False)
+        return float(successes.mean())
+
+    def _play_evaluation(self) -> tuple[NDArray[np.bool_], Frames]:
+        """Success (K,) at any step of each episode, and the frames (T + 1, H, W, 3) of the first one."""
+        envs, wanted = self._environments, self.config.eval_episodes
+        successes = np.zeros(0, bool)
+        film: list[Frames] = []
+        while len(successes) < wanted:
+            seeds = [EVALUATION_SEED + len(successes) + i for i in range(envs.num)]
+            frames, succeeded = envs.reset(seeds), np.zeros(envs.num, bool)
+            shown = [frames[0]]
+            for _ in range(envs.episode_steps):
+                frames, _, _, success = envs.step(self.agent.act(frames, 0, explore=False))
+                succeeded |= np.asarray(success, bool)
+                shown.append(frames[0])
+            film = film or shown
+            successes = np.concatenate([successes, succeeded])
+        return successes[:wanted], np.stack(film)
+
+    # ---- saving ----
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights by name."""
+        return {f"actor.{name}": value for name, value in self.agent.actor.state_dict().items()}
+
+    def training_state(self) -> dict[str, Any]:
+        """Everything else that the next round depends on."""
+        return {
+            "agent": self.agent.state(),
+            "rnd": None if self._rnd is None else _state_of(self._rnd),
+            "amp": None if self._amp is None else self._amp.state(),
+            "due": self._due,
+            "updates": self._updates,
+            "episodes": self.replay.added,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], training: Mapping[str, Any], where: Path) -> None:
+        """Go on from what the two above gave; episodes of later rounds are forgotten."""
+        self.agent.restore(training["agent"])
+        if self._rnd is not None:
+            self._rnd.load_state_dict(training["rnd"]["network"])
+            self._rnd.optimizer.load_state_dict(training["rnd"]["optimizer"])
+        if self._amp is not None:
+            self._amp.restore(training["amp"])
+        self._due, self._updates = float(training["due"]), int(training["updates"])
+        self.replay.rewind(int(training["episodes"]))
+
+
+def _state_of(rnd: RandomNetworkDistillation) -> dict[str, Any]:
+    return copy.deepcopy({"network": dict(rnd.state_dict()), "optimizer": rnd.optimizer.state_dict()})

@@ -1,0 +1,43 @@
+"""Whether pictures were made as those that a reward model learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dr_core.errors import UserError
+
+
+def check_view(
+    what: str,
+    render: Mapping[str, str],
+    manifest: Mapping[str, Any],
+    *,
+    next_step: str,
+    error: type[UserError] = UserError,
+) -> None:
+    """Refuse pictures made otherwise than those a model learned from.
+
+    All training tasks of a model share camera and render quality, so what holds for them holds for unseen tasks.
+
+    Args:
+        what: whose pictures they are.
+        render: how they are made, as in an episode's metadata; empty for a real camera.
+        manifest: of the model. One without "render" was imported without experts: its camera is not known.
+        next_step: what the user can do.
+        error: the type that is raised.
+
+    Raises:
+        UserError: (an ``error``) naming the settings that differ, those that only one side has included.
+    """
+    if "render" not in manifest:
+        return
+    learned = manifest["render"]
+    differing = sorted(key for key in {*render, *learned} if render.get(key) != learned.get(key))
+    if differing:
+        raise error(
+            what,
+            expected="the camera of the model: " + ", ".join(f"{k} {learned.get(k, '(none)')}" for k in differing),
+            found=", ".join(f"{k} {render.get(k, '(none)')}" for k in differing),
+            next_step=next_step,
+        )

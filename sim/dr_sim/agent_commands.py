@@ -1,0 +1,201 @@
+"""Commands that train and evaluate agents. Heavy imports happen inside `run`, so that help stays quick."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from dr_core.errors import ConfigError
+from dr_sim.workers import usable_cores
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# As in dr_core.rewards.online, which imports NumPy.
+RewardName = Literal["sparse", "rnd", "amp", "viper", "viper_std", "default", "diffusion_reward", "likelihood"]
+
+
+@dataclass(frozen=True)
+class TrainAgent:
+    """Train an agent (DrQ-v2) on a simulated task, from a learned reward or from one of the baselines.
+
+    The run's directory holds curves (metrics.jsonl, TensorBoard), evaluations with videos, the replay, and in the end
+    the agent in OUT/agent. Ctrl-C ends after the running episodes; --resume goes on exactly as if nothing had happened.
+    """
+
+    task: str
+    """A Meta-World v3 task, adroit-door, adroit-hammer, adroit-pen, or panda-push."""
+    out: Path
+    """Directory of the run."""
+    reward: RewardName = "default"
+    """What the agent learns from; all but sparse with exploration and success added."""
+    model: Path | None = None
+    """Reward model (RUN/model), for default, diffusion_reward, likelihood, and the codec of viper."""
+    viper: Path | None = None
+    """VIPER model, for viper and viper_std."""
+    experts: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
+    """Expert episodes, for amp."""
+    frames: int = 200_000
+    """Simulator steps in all, action repeats counted."""
+    alpha: float | None = None
+    """Share of exploration in the reward; left out: 0.95, with viper 0.5 (as published)."""
+    envs: int = field(default_factory=usable_cores)
+    """Environments side by side; more than there are cores is slower."""
+    seed: int = 0
+    """Of weights, exploration, and the episodes' goals."""
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Single overrides, for example --set agent.batch_size=128 eval_every_frames=20000."""
+    resume: bool = False
+    """Continue a run that was stopped or killed."""
+    time_limit: float | None = None
+    """Hours after which the run stops cleanly; --resume goes on."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+
+    def run(self) -> int:
+        """Train; exit status 0 when it is done or the time is over."""
+        from dr_core.agent.actor import ActorConfig
+        from dr_core.agent.drqv2 import DrQV2
+        from dr_core.agent.loop import SPARSE, VIDEO, AgentStage, LoopConfig
+        from dr_core.agent.replay import Replay
+        from dr_core.config import override, parse_set, to_mapping
+        from dr_core.files import keep_settings, run_directory
+        from dr_core.rewards.online import RewardConfig, video_reward
+        from dr_core.seeding import choose_device
+        from dr_core.training import Metrics, train
+        from dr_sim.rendering import check_same_view
+        from dr_sim.vector import VectorEnvironment
+
+        alpha = self.alpha if self.alpha is not None else 0.5 if self.reward.startswith("viper") else 0.95
+        config = LoopConfig(frames=self.frames, seed=self.seed, reward=RewardConfig(self.reward, alpha))
+        for text in itertools.chain(*self.set):
+            config = override(config, parse_set(text))
+        device = choose_device(self.device)
+        score = video_reward(self.reward, self.task, model=self.model, viper=self.viper, device=device)
+        with run_directory(self.out, resume=self.resume), VectorEnvironment(self.task, self.envs) as environments:
+            keep_settings(
+                self.out / "config.yaml",
+                {**to_mapping(config), "task": environments.task, "envs": self.envs},
+                "another task, number of environments or setting",
+            )
+            if self.model is not None:
+                manifest = json.loads((self.model / "manifest.json").read_text(encoding="utf-8"))
+                check_same_view(manifest, environments.task, environments.render)
+            actor = ActorConfig(environments.action_size, environments.task, environments.rate_hz)
+            agent = DrQV2(actor, config.agent, config.seed, device)
+            with Replay(
+                self.out / "replay",
+                capacity=config.replay_capacity,
+                frame_shape=environments.frame_shape,
+                action_size=environments.action_size,
+                n_step=config.agent.n_step,
+                discount=config.agent.discount,
+                reward_names=(VIDEO, SPARSE),
+            ) as replay:
+                experts = self.expert_frames() if self.reward == "amp" else None
+                stage = AgentStage(config, agent, environments, replay, score, experts, self.out)
+                if not any((self.out / stage.name).glob("step_*")):
+                    replay.rewind(0)
+                metrics = Metrics(self.out)
+                try:
+                    with _stopping_after(self.time_limit) as over:
+                        train(stage, self.out, metrics, log_every=1, checkpoint_every_s=60.0)
+                except KeyboardInterrupt:
+                    if not over:
+                        raise
+                    print(f"the time is over: {self.out} can be continued with --resume")
+                    return 0
+                finally:
+                    metrics.close()
+            if not (self.out / "agent").exists():
+                agent.actor.save(self.out / "agent", render=environments.render.to_dict())
+        print(f"agent: {self.out / 'agent'}")
+        return 0
+
+    def expert_frames(self) -> NDArray[np.uint8]:
+        """All frames (M, 64, 64, 3) of the expert episodes."""
+        import numpy as np
+
+        from dr_core.data.episodes import find_episodes, read_episode
+        from dr_core.data.images import ImageRule
+
+        paths = find_episodes(tuple(itertools.chain(*self.experts)))
+        if not paths:
+            raise ConfigError("reward amp", expected="expert episodes", found="none", next_step="give --experts PATH")
+        return np.concatenate([read_episode(path, rule=ImageRule()).frames for path in paths])
+
+
+@dataclass(frozen=True)
+class EvalAgent:
+    """Play episodes with a trained agent: success rate with its interval, and a video of each episode."""
+
+    agent: Path
+    """Directory of the agent (RUN/agent)."""
+    out: Path
+    """Directory to create."""
+    episodes: int = 10
+    """Episodes to play."""
+    seed: int = 1_000_000
+    """Of the first episode; the others count up. Training draws its seeds from below a million."""
+    task: str | None = None
+    """Another task than the one it was trained on."""
+
+    def run(self) -> int:
+        """Play; exit status 0."""
+        import numpy as np
+
+        from dr_core.agent.actor import ActingPolicy
+        from dr_core.data.video import write_video
+        from dr_core.files import run_directory
+        from dr_core.robot.evaluation import wilson
+        from dr_sim.environments import make_environment
+
+        policy = ActingPolicy.load(self.agent)
+        environment = make_environment(self.task or policy.config.task)
+        successes = 0
+        with run_directory(self.out, resume=False), (self.out / "episodes.jsonl").open("w", encoding="utf-8") as log:
+            for seed in range(self.seed, self.seed + self.episodes):
+                policy.reset()
+                observation, frames, success, done = environment.reset(seed), [], False, False
+                while not done:
+                    frames.append(observation["image"])
+                    observation, _, done, info = environment.step(policy.act(observation["image"]))
+                    success = success or bool(info["success"])
+                successes += success
+                log.write(json.dumps({"seed": seed, "success": success}) + "\n")
+                write_video(self.out / f"episode_{seed}.mp4", np.stack(frames), environment.rate_hz, lossless=False)
+        environment.close()
+        low, high = wilson(successes, self.episodes)
+        rate = successes / self.episodes
+        print(f"success {rate:.0%} ({successes} of {self.episodes}), 95 % interval {low:.0%} to {high:.0%}")
+        return 0
+
+
+@contextmanager
+def _stopping_after(hours: float | None) -> Iterator[list[bool]]:
+    """Ask this process to stop, as SIGTERM does, when the time is over; the list then says that it was the time."""
+    over: list[bool] = []
+
+    def stop() -> None:
+        over.append(True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    timer = threading.Timer(3600.0 * (hours or 0.0), stop)
+    timer.daemon = True
+    if hours is not None:
+        timer.start()
+    try:
+        yield over
+    finally:
+        timer.cancel()
