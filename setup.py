@@ -78,6 +78,11 @@ setup(
     },
     entry_points={
         "console_scripts": ["dr = dr_core.cli:main"],
-        "dr_core.commands": ["record-expert = dr_sim.commands:RecordExpert"],
+        "dr_core.commands": [
+            "record-expert = dr_sim.commands:RecordExpert",
+            "train-agent = dr_sim.agent_commands:TrainAgent",
+            "eval-agent = dr_sim.agent_commands:EvalAgent",
+            "sweep = dr_sim.sweep:Sweep",
+        ],
     },
 )

@@ -84,7 +84,7 @@ class AgentStage:
         out: folder of evaluations and videos.
     """
 
-    name = "agent"
+    name = "drqv2"
 
     def __init__(
         self,
@@ -131,7 +131,8 @@ class AgentStage:
         numbers = {"loss": losses.get("critic_loss", 0.0), "frames": float(done), "success": success.mean(), **losses}
         numbers |= {f"return_{name}": values.sum(1).mean() for name, values in rewards.items()}
         numbers["frames_per_s"] = self._round_frames / (time.monotonic() - begun_s)
-        if done // self.config.eval_every_frames > (done - self._round_frames) // self.config.eval_every_frames:
+        every = self.config.eval_every_frames
+        if index + 1 == self.steps or done // every > (done - self._round_frames) // every:
             numbers["eval_success"] = self.evaluate(done)
         return {name: torch.tensor(float(value), dtype=torch.float64) for name, value in numbers.items()}
 

@@ -1,0 +1,154 @@
+"""The training loop of an agent: what it collects, what it learns from, and that a resumed run is the whole one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dr_core.agent.actor import ActorConfig
+from dr_core.agent.drqv2 import AgentConfig, DrQV2
+from dr_core.agent.loop import EVALUATION_SEED, SPARSE, VIDEO, AgentStage, LoopConfig
+from dr_core.agent.replay import Replay
+from dr_core.data.video import read_video
+from dr_core.rewards.online import RewardConfig, RewardName
+from dr_core.training import Metrics, read_metrics, train
+
+Frames = NDArray[np.uint8]
+EPISODE = 8
+AGENT = AgentConfig(batch_size=8, seed_steps=16, explore_steps=16, sigma_steps=100)
+CONFIG = LoopConfig(
+    frames=2 * EPISODE * 6, reward=RewardConfig("sparse"), agent=AGENT, eval_every_frames=64, eval_episodes=3,
+    replay_capacity=1000,
+)  # fmt: skip
+
+
+class Squares:
+    """A square that actions move; success while it is at the left edge. Two episodes side by side."""
+
+    num, episode_steps, action_repeat = 2, EPISODE, 1
+
+    def __init__(self) -> None:
+        self.places = np.zeros((2, 2))
+        self.seeds: list[list[int]] = []
+
+    def reset(self, seeds: Sequence[int]) -> Frames:
+        self.seeds.append(list(seeds))
+        self.places = np.stack([np.random.default_rng(seed).uniform(10.0, 50.0, 2) for seed in seeds])
+        return self.draw()
+
+    def step(self, actions: NDArray[np.float32]) -> tuple[Frames, NDArray[np.float32], NDArray[Any], NDArray[Any]]:
+        self.places = np.clip(self.places + 6.0 * actions[:, :2], 0.0, 56.0)
+        success = self.places[:, 0] < 8.0
+        return self.draw(), success.astype(np.float32), np.zeros(2, bool), success
+
+    def draw(self) -> Frames:
+        frames = np.zeros((2, 64, 64, 3), np.uint8)
+        for frame, (x, y) in zip(frames, self.places.astype(int), strict=True):
+            frame[y : y + 8, x : x + 8] = 255
+        return frames
+
+
+class Run:
+    """A training in a folder, begun or resumed by each call."""
+
+    def __init__(self, out: Path, config: LoopConfig = CONFIG, **options: Any) -> None:
+        self.out, self.config, self.options = out, config, options
+        out.mkdir(exist_ok=True)
+
+    def __call__(self, rounds: int | None = None) -> tuple[AgentStage, Squares]:
+        environments, metrics = Squares(), Metrics(self.out)
+        actor = ActorConfig(2, "square", 10.0, feature_size=8, hidden_size=16)
+        agent = DrQV2(actor, self.config.agent, self.config.seed)
+        with Replay(
+            self.out / "replay", capacity=self.config.replay_capacity, action_size=2, reward_names=(VIDEO, SPARSE)
+        ) as replay:
+            stage = AgentStage(
+                self.config, agent, environments, replay, self.options.get("video"), self.options.get("experts"),
+                self.out,
+            )  # fmt: skip
+            stage.steps = rounds or stage.steps
+            train(stage, self.out, metrics, log_every=1, checkpoint_every_s=0.0)
+            self.digest, self.added = replay.digest(), replay.added
+        metrics.close()
+        return stage, environments
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_metrics(out / "metrics.jsonl")]
+
+
+def test_rounds_evaluations_and_the_replay(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    _, environments = run()
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["frames"] for line in lines] == [16.0 * k for k in range(1, 7)]
+    assert lines[0]["loss"] == 0.0 and all(line["loss"] > 0.0 for line in lines[2:])
+    assert run.added == 12
+    played = [seed for seeds in environments.seeds for seed in seeds]
+    training = [seed for seed in played if seed < EVALUATION_SEED]
+    assert len(set(training)) == 12, "each episode has a goal of its own"
+    evaluations = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert [(one["frames"], one["n"]) for one in evaluations] == [(64, 3), (96, 3)], "the last round is evaluated too"
+    assert evaluations[0]["low"] <= evaluations[0]["success"] <= evaluations[0]["high"]
+    assert sorted(seed - EVALUATION_SEED for seed in played if seed >= EVALUATION_SEED) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len(read_video(tmp_path / "run" / "videos" / "frames_00000064.mp4")[0]) == EPISODE + 1
+
+
+@pytest.mark.parametrize("reward", ["sparse", "rnd", "amp"])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, reward: RewardName) -> None:
+    config = replace(CONFIG, reward=RewardConfig(reward, alpha=0.5))
+    experts = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+    whole, cut = (Run(tmp_path / name, config, experts=experts) for name in ("whole", "cut"))
+    straight, _ = whole()
+    cut(3)
+    resumed, _ = cut()
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert whole.digest == cut.digest
+    frames = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    expected = straight.agent.act(frames, 100, explore=True)
+    np.testing.assert_array_equal(resumed.agent.act(frames, 100, explore=True), expected)
+
+
+def test_episodes_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    """A kill between the replay's commit and the next checkpoint."""
+    whole, cut = Run(tmp_path / "whole"), Run(tmp_path / "cut")
+    whole()
+    cut(3)
+    with Replay(tmp_path / "cut" / "replay", capacity=1000, action_size=2, reward_names=(VIDEO, SPARSE)) as replay:
+        zeros = {name: np.zeros(EPISODE, np.float32) for name in (VIDEO, SPARSE)}
+        replay.add(
+            np.zeros((EPISODE + 1, 64, 64, 3), np.uint8), np.zeros((EPISODE, 2), np.float32), zeros, terminal=False
+        )
+    cut()
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut") and whole.digest == cut.digest
+
+
+def test_the_terms_of_the_reward(tmp_path: Path) -> None:
+    video: Callable[[Frames], NDArray[np.float32]] = lambda frames: np.full((2, EPISODE), 2.0, np.float32)  # noqa: E731
+    config = replace(CONFIG, reward=RewardConfig("default", alpha=0.25))
+    Run(tmp_path / "run", config, video=video)()
+    line = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    n_step_sum = 2.0 * (1 + 0.99 + 0.99**2)
+    assert line["return_video"] == pytest.approx(2.0 * EPISODE)
+    assert 0.75 * 2.0 < line["term_video"] <= 0.75 * n_step_sum + 1e-6, "sums of one to three steps"
+    assert line["term_exploration"] > 0.0
+    total = line["term_video"] + line["term_exploration"] + line["term_success"]
+    assert line["batch_reward"] == pytest.approx(total, rel=1e-5)
+
+
+def test_it_learns_to_move_the_square(tmp_path: Path) -> None:
+    """From the sparse reward alone, in a minute's worth of updates."""
+    torch.set_num_threads(1)
+    agent = AgentConfig(batch_size=32, seed_steps=64, explore_steps=64, sigma_steps=300, learning_rate=1e-3)
+    config = replace(CONFIG, frames=16 * 40, agent=agent, eval_every_frames=16 * 40, eval_episodes=20)
+    Run(tmp_path / "run", config)()
+    evaluation = json.loads((tmp_path / "run" / "evaluations.jsonl").read_text())
+    assert evaluation["success"] >= 0.9
