@@ -26,6 +26,7 @@ COMMANDS = {
     "bag repair": "dr_core.data.commands:BagRepair",
     "bag export": "dr_core.data.commands:BagExport",
     "train-reward": "dr_core.rewards.commands:TrainReward",
+    "train-viper": "dr_core.rewards.commands:TrainViper",
     "import-checkpoint": "dr_core.rewards.commands:ImportCheckpoint",
     "parity": "dr_core.rewards.commands:Parity",
     "score": "dr_core.study.commands:Score",

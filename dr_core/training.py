@@ -2,11 +2,12 @@
 
 A stage says what one optimiser step does; this loop adds progress, curves, checkpoints and a clean stop. Each step
 draws its randomness from a generator derived from (seed, stage, step), so a resumed run repeats the uninterrupted one
-exactly.
+exactly, also with another number of processes (``dr_core.distributed``) but for the order of sums.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from dr_core.checkpoint import MANIFEST, load_checkpoint, load_weights, remove_unfinished, save_checkpoint
+from dr_core.distributed import ALONE, Team
 from dr_core.errors import CheckpointError, UserError
 from dr_core.stopping import stop_requested
 
@@ -34,7 +36,10 @@ class Stage(Protocol):
     steps: int
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """Do optimiser step ``index`` (from 0) and return scalar tensors to log; no host synchronisation inside."""
+        """Do optimiser step ``index`` (from 0) and return scalar tensors to log; no host synchronisation inside.
+
+        What is logged is of the whole batch, the same on every process.
+        """
 
     def tensors(self) -> dict[str, Tensor]:
         """Every weight and buffer."""
@@ -86,23 +91,34 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def train(stage: Stage, run: Path, metrics: Metrics, *, log_every: int = 10, checkpoint_every_s: float = 30.0) -> None:
+def train(
+    stage: Stage,
+    run: Path,
+    metrics: Metrics | None,
+    *,
+    log_every: int = 10,
+    checkpoint_every_s: float = 30.0,
+    team: Team = ALONE,
+) -> None:
     """Train ``stage`` to its last step, from its newest whole checkpoint under ``run/<stage>/`` if there is one.
 
     Args:
         stage: what to train.
-        run: a directory this process holds (``files.run_directory``).
-        metrics: where the curves go.
+        run: a directory this process, or rank 0 of its team, holds (``files.run_directory``).
+        metrics: where the curves go; None on all processes but rank 0.
         log_every: steps between fetches of the losses from the device (all of them are logged).
         checkpoint_every_s: seconds between checkpoints.
+        team: the processes that train together; rank 0 writes, all read ``run``.
 
     Raises:
-        KeyboardInterrupt: after SIGINT or SIGTERM, once the step is done and the checkpoint written.
+        KeyboardInterrupt: after SIGINT or SIGTERM, once the step is done and the checkpoint written. All processes
+            stop after the same step, whichever of them got the signal.
         UserError: the loss is not finite; no checkpoint holds what follows from it.
     """
     folder = run / stage.name
-    done = _restore_newest(stage, folder)
-    metrics.forget_after(stage.name, done)
+    done = _restore_newest(stage, folder, team)
+    if metrics is not None:
+        metrics.forget_after(stage.name, done)
     pending: list[tuple[int, dict[str, Tensor]]] = []
     last_save = time.monotonic()
 
@@ -116,32 +132,36 @@ def train(stage: Stage, run: Path, metrics: Metrics, *, log_every: int = 10, che
                     found=str(values["loss"]),
                     next_step="train anew with a lower learning_rate",
                 )
-            metrics.write(stage.name, step, values)
+            if metrics is not None:
+                metrics.write(stage.name, step, values)
         pending.clear()
-        metrics.flush()
+        if metrics is not None:
+            metrics.flush()
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("loss {task.fields[loss]}"),
     )  # fmt: skip
-    with stop_requested() as stop, Progress(*columns) as progress:
+    with stop_requested() as stop, Progress(*columns, disable=not team.is_first) as progress:
         bar = progress.add_task(f"train {stage.name}", total=stage.steps, completed=done, loss="-")
         for index in range(done, stage.steps):
             values = stage.step(index)
             pending.append((index + 1, values))
-            stopping = bool(stop)  # read once: a signal that arrives below is for the next step
+            # Read once: a signal that arrives below is for the next step.
+            stopping = team.agree_to_stop(bool(stop))
             last = index + 1 == stage.steps
             if last or stopping or len(pending) >= log_every:
                 shown = float(values["loss"])
                 log()
                 progress.update(bar, completed=index + 1, loss=f"{shown:.4g}")
-            if last or stopping or time.monotonic() - last_save > checkpoint_every_s:
+            if team.is_first and (last or stopping or time.monotonic() - last_save > checkpoint_every_s):
                 log()
                 _save(stage, folder, index + 1)
                 last_save = time.monotonic()
             if stopping:
+                team.wait()  # for the checkpoint: torchrun kills what outlives the first of its processes by 30 s
                 raise KeyboardInterrupt(f"stopped after step {index + 1} of {stage.name}; continue with --resume")
-        if stop:  # it came while the last checkpoint was written
+        if team.agree_to_stop(bool(stop)):  # it came while the last checkpoint was written
             raise KeyboardInterrupt(f"stopped at the end of {stage.name}; continue with --resume")
 
 
@@ -172,14 +192,33 @@ def newest_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
-def _restore_newest(stage: Stage, folder: Path) -> int:
+def _clear(folder: Path) -> int:
+    """Remove what is no whole checkpoint; return how many are left."""
     remove_unfinished(folder)
     whole = _whole_checkpoints(folder)
     for scrap in set(folder.glob("step_*")) - set(whole):
         shutil.rmtree(scrap)
-    if not whole:
-        return 0
-    checkpoint = load_checkpoint(whole[-1])
+    return len(whole)
+
+
+def _restore_newest(stage: Stage, folder: Path, team: Team) -> int:
+    step = _restore(stage, newest_checkpoint(folder)) if team.from_first(lambda: _clear(folder)) else 0
+    next_step = "use the same PyTorch and one shared --out on all machines"
+    team.require_same(f"weights of {stage.name} at step {step}", lambda: _digest(stage.tensors()), next_step)
+    return step
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> bytes:
+    """sha256 of the values, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().data)
+    return digest.digest()
+
+
+def _restore(stage: Stage, path: Path) -> int:
+    """Take the checkpoint back; returns its step."""
+    checkpoint = load_checkpoint(path)
     try:
         stage.restore(checkpoint.tensors, checkpoint.training or {}, checkpoint.path)
         return int(checkpoint.manifest["step"])

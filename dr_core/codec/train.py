@@ -17,6 +17,7 @@ from dr_core.checkpoint import load_weights
 from dr_core.codec.fsq import FSQCodec, reconstruction_loss
 from dr_core.codec.losses import VQGANLoss, VQGANLossConfig
 from dr_core.codec.vqgan import VQGAN
+from dr_core.distributed import ALONE, Team
 from dr_core.seeding import numpy_generator
 
 
@@ -48,20 +49,22 @@ def cosine_rate(base: float, index: int, steps: int, warmup: int) -> float:
     return base * min(1.0, (index + 1) / max(1, warmup)) * (0.03 + 0.97 * cosine)
 
 
-def code_perplexity(tokens: Tensor, num_codes: int) -> Tensor:
+def code_perplexity(tokens: Tensor, num_codes: int, team: Team = ALONE) -> Tensor:
     """exp(entropy of the codes in a batch), (): how many codes are in use, at most ``num_codes``."""
-    share = torch.bincount(tokens.flatten(), minlength=num_codes).float() / tokens.numel()
+    share = team.mean(torch.bincount(tokens.flatten(), minlength=num_codes).float() / tokens.numel())
     return torch.exp(-torch.xlogy(share, share).sum())
 
 
-def psnr_db(reconstruction: Tensor, images: Tensor) -> Tensor:
+def psnr_db(reconstruction: Tensor, images: Tensor, team: Team = ALONE) -> Tensor:
     """Peak signal-to-noise ratio in dB of images in [-1, 1], ()."""
-    return 10 * torch.log10(4 / (reconstruction.clamp(-1, 1) - images).square().mean())
+    return 10 * torch.log10(4 / team.mean((reconstruction.clamp(-1, 1) - images).square().mean()))
 
 
-def draw_images(frames: NDArray[np.uint8], batch_size: int, seed: int, index: int, device: torch.device) -> Tensor:
-    """The images (B, 3, 64, 64) of step ``index``."""
-    chosen = numpy_generator(seed, "codec", index).integers(0, len(frames), batch_size)
+def draw_images(
+    frames: NDArray[np.uint8], batch_size: int, seed: int, index: int, device: torch.device, team: Team
+) -> Tensor:
+    """The images (B, 3, 64, 64) of step ``index``; on a team its own rows of them."""
+    chosen = numpy_generator(seed, "codec", index).integers(0, len(frames), batch_size)[team.rows(batch_size)]
     return to_images(frames[chosen], device)
 
 
@@ -71,10 +74,16 @@ class FSQStage:
     name = "codec"
 
     def __init__(
-        self, codec: FSQCodec, frames: NDArray[np.uint8], config: CodecTraining, seed: int, device: torch.device
+        self,
+        codec: FSQCodec,
+        frames: NDArray[np.uint8],
+        config: CodecTraining,
+        seed: int,
+        device: torch.device,
+        team: Team = ALONE,
     ) -> None:
         self.codec, self.frames, self.config, self.seed, self.device = codec, frames, config, seed, device
-        self.steps = config.steps
+        self.steps, self.team = config.steps, team
         self.optimizer = torch.optim.AdamW(
             codec.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
         )
@@ -85,15 +94,17 @@ class FSQStage:
         rate = cosine_rate(config.learning_rate, index, config.steps, config.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        images = draw_images(self.frames, config.batch_size, self.seed, index, self.device)
+        images = draw_images(self.frames, config.batch_size, self.seed, index, self.device, self.team)
         reconstruction, tokens = self.codec(images)
         loss = reconstruction_loss(reconstruction, images)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.team.average_gradients(self.codec.parameters())
         self.optimizer.step()
         with torch.no_grad():
-            quality = {"psnr_db": psnr_db(reconstruction, images)}
-            return {"loss": loss.detach(), **quality, "perplexity": code_perplexity(tokens, self.codec.num_codes)}
+            quality = {"psnr_db": psnr_db(reconstruction, images, self.team)}
+            used = code_perplexity(tokens, self.codec.num_codes, self.team)
+            return {"loss": self.team.mean(loss.detach()), **quality, "perplexity": used}
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights by name."""
@@ -115,33 +126,46 @@ class VQGANStage:
     name = "codec"
 
     def __init__(
-        self, codec: VQGAN, frames: NDArray[np.uint8], config: CodecTraining, seed: int, device: torch.device
+        self,
+        codec: VQGAN,
+        frames: NDArray[np.uint8],
+        config: CodecTraining,
+        seed: int,
+        device: torch.device,
+        team: Team = ALONE,
     ) -> None:
         self.codec, self.frames, self.config, self.seed, self.device = codec, frames, config, seed, device
-        self.steps = config.steps
+        self.steps, self.team = config.steps, team
         self.losses = VQGANLoss(config.vqgan_loss).to(device)
+        if team.size > 1:
+            team.share_batch_norm(self.losses.discriminator)
+            # The adversarial weight compares norms of gradients there, which have to be those of the whole batch.
+            codec.last_layer().register_hook(team.mean)
         rate, betas = config.learning_rate, (0.5, 0.9)
         self.optimizer = torch.optim.Adam(codec.parameters(), rate, betas=betas)
         self.discriminator_optimizer = torch.optim.Adam(self.losses.discriminator.parameters(), rate, betas=betas)
 
     def step(self, index: int) -> dict[str, Tensor]:
         """One step of the codec and, once the adversary has started, one of the discriminator."""
-        images = draw_images(self.frames, self.config.batch_size, self.seed, index, self.device)
+        images = draw_images(self.frames, self.config.batch_size, self.seed, index, self.device, self.team)
         reconstruction, tokens, quantisation = self.codec(images)
         loss = self.losses.generator(images, reconstruction, quantisation, self.codec.last_layer(), index)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
+        self.team.average_gradients(self.codec.parameters())
         self.optimizer.step()
         values = {"loss": loss.total.detach(), "l1": loss.reconstruction, "perceptual": loss.perceptual}
         if index >= self.losses.config.adversarial_start:
             adversary = self.losses.discriminate(images, reconstruction)
             self.discriminator_optimizer.zero_grad(set_to_none=True)
             adversary.backward()
+            self.team.average_gradients(self.losses.discriminator.parameters())
             self.discriminator_optimizer.step()
             values |= {"adversarial": loss.adversarial, "discriminator": adversary.detach()}
         with torch.no_grad():
-            quality = {"psnr_db": psnr_db(reconstruction, images)}
-            return {**values, **quality, "perplexity": code_perplexity(tokens, self.codec.num_codes)}
+            quality = {"psnr_db": psnr_db(reconstruction, images, self.team)}
+            used = code_perplexity(tokens, self.codec.num_codes, self.team)
+            return {**self.team.means(values), **quality, "perplexity": used}
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights of the codec and of the discriminator."""

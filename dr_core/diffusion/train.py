@@ -19,6 +19,7 @@ from dr_core.data.cache import BACKGROUND, EXPERT, Clip, Store
 from dr_core.diffusion.categorical import CategoricalDiffusion
 from dr_core.diffusion.denoiser import CrossAttentionDenoiser
 from dr_core.diffusion.inplace import InPlaceDenoiser
+from dr_core.distributed import ALONE, Team
 from dr_core.errors import UserError
 from dr_core.seeding import generator_on, numpy_generator
 from dr_core.training import ExponentialAverage
@@ -158,8 +159,9 @@ class VideoStage:
         config: VideoTraining,
         seed: int,
         device: torch.device,
+        team: Team = ALONE,
     ) -> None:
-        self.denoiser, self.diffusion, self.sampler = denoiser, diffusion, sampler
+        self.denoiser, self.diffusion, self.sampler, self.team = denoiser, diffusion, sampler, team
         self.config, self.seed, self.device, self.steps = config, seed, device, config.steps
         parameters = [p for p in denoiser.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -173,48 +175,73 @@ class VideoStage:
 
     def step(self, index: int) -> dict[str, Tensor]:
         """One optimiser step; the dropout of the step is seeded like its data."""
-        config, diffusion = self.config, self.diffusion
+        config, diffusion, team = self.config, self.diffusion, self.team
         self._set_rate(index)
         history, x_start, behaviour = (tensor.to(self.device) for tensor in self.sampler.draw(index))
         noise = generator_on(self.device, self.seed, self.name, index)
         torch.manual_seed(noise.initial_seed() % 2**63)
 
-        masked = round(config.all_masked_share * len(x_start))
-        t, probability = diffusion.sample_time(len(x_start), noise)
-        whole = torch.randperm(len(x_start), generator=noise, device=self.device)[:masked]
-        is_whole = torch.zeros(len(x_start), dtype=torch.bool, device=self.device).index_fill(0, whole, True)
+        batch = len(x_start)
+        masked = round(config.all_masked_share * batch)
+        t, probability = diffusion.sample_time(batch, noise)
+        whole = torch.randperm(batch, generator=noise, device=self.device)[:masked]
+        is_whole = torch.zeros(batch, dtype=torch.bool, device=self.device).index_fill(0, whole, True)
         t = torch.where(is_whole, diffusion.num_timesteps - 1, t)
         x_t = diffusion.q_sample(x_start, t, noise)
         x_t = torch.where(is_whole.unsqueeze(1), diffusion.mask_token, x_t)
 
-        if isinstance(self.denoiser, InPlaceDenoiser):
-            condition = self.denoiser.condition(history, behaviour)
-        else:
-            condition = self.denoiser.condition(history)
-        logits = self.denoiser(x_t, t, condition)
+        # Everything is drawn for the whole batch; from here on it is the rows of this process.
+        own = team.rows(batch)
+        history, x_start, behaviour, x_t = history[own], x_start[own], behaviour[own], x_t[own]
+        t, probability, is_whole = t[own], probability[own], is_whole[own]
+        with team.dropout(batch):
+            if isinstance(self.denoiser, InPlaceDenoiser):
+                condition = self.denoiser.condition(history, behaviour)
+            else:
+                condition = self.denoiser.condition(history)
+            logits = self.denoiser(x_t, t, condition)
         nll = F.cross_entropy(logits.float().flatten(0, 1), x_start.flatten(), reduction="none").view_as(x_start)
         values: dict[str, Tensor] = {}
         loss = torch.zeros((), device=self.device)
         if masked:
-            first = nll[is_whole].mean()
+            first = team.part(nll[is_whole], masked)
             values["all_masked_nll"] = first.detach()
             loss = loss + config.all_masked_share * first
-        if masked < len(x_start):
+        if masked < batch:
             rest = ~is_whole
-            bound = diffusion.weighted_loss(
-                logits[rest], x_start[rest], x_t[rest], t[rest], probability[rest], aux_weight=config.auxiliary_weight
-            )
+            bound = self._bound(logits[rest], x_start[rest], x_t[rest], t[rest], probability[rest], batch - masked)
             values["bound"] = bound.detach()
             loss = loss + (1 - config.all_masked_share) * bound
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        team.average_gradients(self.denoiser.parameters())
         if index < config.clip_steps:
             nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.clip_norm)
         self.optimizer.step()
+        values = team.means({"loss": loss.detach(), **values})
         if config.schedule == "plateau":
-            self.plateau.step(loss.detach())
+            self.plateau.step(values["loss"])
         self.average.update(self.denoiser, index + 1)
-        return {"loss": loss.detach(), **values}
+        return values
+
+    def _bound(
+        self, logits: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, probability: Tensor, total: int
+    ) -> Tensor:
+        """``weighted_loss`` of the own rows as their part of that of the ``total`` rows of all processes, ()."""
+        diffusion, team, weight = self.diffusion, self.team, self.config.auxiliary_weight
+        if team.size == 1:
+            return diffusion.weighted_loss(logits, x_start, x_t, t, probability, aux_weight=weight)
+        count = diffusion.Lt_count.clone()
+        bound = torch.zeros((), device=self.device)
+        if len(t):
+            bound = diffusion.weighted_loss(logits, x_start, x_t, t, probability, aux_weight=weight)
+        # The running loss at each t is linear in the mean over the rows there: the mean of what every process makes
+        # of it, weighted with its rows, is what one process makes of all rows.
+        drawn = diffusion.Lt_count - count
+        drawn, running = team.sum(torch.stack([drawn, drawn * diffusion.Lt_history]))
+        diffusion.Lt_history.copy_(torch.where(drawn > 0, running / drawn.clamp(min=1), diffusion.Lt_history))
+        diffusion.Lt_count.copy_(count + drawn)
+        return bound * (len(t) * team.size / total)
 
     def _set_rate(self, index: int) -> None:
         config = self.config

@@ -13,7 +13,10 @@ import tyro
 
 @dataclass(frozen=True)
 class TrainReward:
-    """Learn a reward from recorded expert episodes (bags or videos)."""
+    """Learn a reward from recorded expert episodes (bags or videos).
+
+    On several GPUs or machines: torchrun --standalone --nproc-per-node 2 -m dr_core.cli train-reward ...
+    """
 
     experts: tyro.conf.Positional[tuple[Path, ...]]
     """Expert episodes: bags, video files, or directories of them."""
@@ -32,28 +35,31 @@ class TrainReward:
     resume: bool = False
     """Continue a run that was stopped or killed."""
     device: str = "auto"
-    """cpu, cuda, or auto."""
+    """cpu, cuda, or auto; with torchrun, each process takes the GPU of its LOCAL_RANK."""
 
     def run(self) -> int:
         """Train; exit status 0 when the model is written."""
         from dr_core.config import load_yaml, override, parse_set
+        from dr_core.distributed import join
         from dr_core.presets import PRESETS
         from dr_core.rewards.train import train_reward
         from dr_core.seeding import choose_device
 
-        # Merged before they are applied: settings that only fit together may come in any order.
-        overrides = {} if self.config is None else load_yaml(self.config)
-        for text in itertools.chain(*self.set):
-            overrides = _merged(overrides, parse_set(text))
-        train_reward(
-            override(PRESETS[self.preset](), overrides),
-            self.experts,
-            tuple(itertools.chain(*self.background)),
-            self.out,
-            start=self.start,
-            resume=self.resume,
-            device=choose_device(self.device),
-        )
+        with join() as team:
+            # Merged before they are applied: settings that only fit together may come in any order.
+            overrides = {} if self.config is None else load_yaml(self.config)
+            for text in itertools.chain(*self.set):
+                overrides = _merged(overrides, parse_set(text))
+            train_reward(
+                override(PRESETS[self.preset](), overrides),
+                self.experts,
+                tuple(itertools.chain(*self.background)),
+                self.out,
+                start=self.start,
+                resume=self.resume,
+                device=team.take_device(choose_device(self.device)),
+                team=team,
+            )
         return 0
 
 
@@ -122,3 +128,39 @@ def _merged(settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, A
         old = merged.get(key)
         merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+@dataclass(frozen=True)
+class TrainViper:
+    """Train VIPER, an autoregressive video model, as a baseline reward on the codes of a reward model's codec."""
+
+    experts: tyro.conf.Positional[tuple[Path, ...]]
+    """Expert episodes: bags, video files, or directories of them."""
+    model: Path
+    """Reward model whose codec makes the codes."""
+    out: Path
+    """Directory of the run; the model is in OUT/model."""
+    preset: Literal["default", "paper", "tiny"] = "default"
+    """default: minutes on a CPU; paper: the published size; tiny: seconds, to try the command."""
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Single overrides of the preset."""
+    resume: bool = False
+    """Continue a run that was stopped or killed."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+
+    def run(self) -> int:
+        """Train; exit status 0 when the model is written."""
+        from dr_core.config import override, parse_set
+        from dr_core.rewards.model import RewardModel
+        from dr_core.rewards.viper import PRESETS, ViperModel
+        from dr_core.seeding import choose_device
+
+        config = PRESETS[self.preset]
+        for text in itertools.chain(*self.set):
+            config = override(config, parse_set(text))
+        device = choose_device(self.device)
+        model = RewardModel.load(self.model, device)
+        path = ViperModel.train(model, self.experts, self.out, config=config, resume=self.resume, device=device)
+        print(f"VIPER: {path}")
+        return 0

@@ -1,12 +1,18 @@
 """A whole reward training run: frames → codec → tokens → video model → statistics → checkpoint.
 
 Every part is finished once and found again by the next start, so a run that was stopped or killed goes on where it was.
+Of several processes (``dr_core.distributed``) rank 0 reads the recordings and writes everything; the codec and the
+video model are trained by all.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +24,13 @@ from rich.console import Console
 from dr_core.checkpoint import load_checkpoint, load_weights, remove_unfinished
 from dr_core.codec.fsq import FSQCodec
 from dr_core.codec.train import FSQStage, VQGANStage
-from dr_core.config import dump_yaml, load_yaml, to_mapping
-from dr_core.data.cache import BACKGROUND, EXPERT, Store, frame_store, token_store
+from dr_core.config import to_mapping
+from dr_core.data.cache import BACKGROUND, EXPERT, Store, frame_store, open_store, token_store
 from dr_core.data.episodes import UNKNOWN_OPERATOR, find_episodes, read_metadata
 from dr_core.diffusion.train import TransitionSampler, VideoStage
+from dr_core.distributed import ALONE, Team
 from dr_core.errors import ConfigError, UserError
-from dr_core.files import run_directory
+from dr_core.files import keep_settings, run_directory
 from dr_core.presets import RewardModelConfig, TrainRewardConfig
 from dr_core.rewards.familiarity import Familiarity
 from dr_core.rewards.model import Networks, RewardModel, common_rate_hz
@@ -45,6 +52,7 @@ def train_reward(
     resume: bool,
     start: Path | None = None,
     device: str = "cpu",
+    team: Team = ALONE,
 ) -> Path:
     """Train a reward model from recorded episodes.
 
@@ -56,9 +64,10 @@ def train_reward(
         resume: continue the run in ``out``.
         start: a reward model to go on from: its codec is kept as it is, and its video model is trained further.
         device: torch device.
+        team: the processes that train together; all see ``out``, rank 0 alone the episodes.
 
     Returns:
-        The checkpoint directory, ``out/model``.
+        The checkpoint directory, ``out/model``. Only on rank 0 is it there by then.
 
     Raises:
         UserError: wrong input, or an output directory that is in use.
@@ -72,6 +81,7 @@ def train_reward(
             next_step="give --background PATH, or train an entropy reward with "
             "--set model.background=false model.estimator.name=one_pass",
         )
+    _check_batches(config, team)
     sources: dict[str, Any] = {
         "experts": [str(path) for path in experts],
         "background": [str(path) for path in background],
@@ -79,24 +89,69 @@ def train_reward(
     origin = None if start is None else _same_networks(start, config.model)
     if origin is not None:
         sources["from"] = {"path": str(start), "model_hash": origin.model_hash}
-    if not (out / "tokens").exists():  # from then on no episode is read
+    started_with = json.dumps([to_mapping(config), origin and origin.model_hash], sort_keys=True).encode()
+    same_start = "start all processes with the same preset, settings and --from"
+    team.require_same("the settings", lambda: hashlib.sha256(started_with).digest(), same_start)
+    if team.is_first and not (out / "tokens").exists():  # from then on no episode is read
         experts, background = successful(find_episodes(experts)), find_episodes(background)
-    with run_directory(out, resume=resume):
-        _keep(out / CONFIG, to_mapping(config), "another preset, --config or --set")
-        _keep(out / SOURCES, sources, "other episodes, or another model to start from")
-        remove_unfinished(out)
+    with run_directory(out, resume=resume) if team.is_first else nullcontext():
+        if team.is_first:
+            keep_settings(out / CONFIG, to_mapping(config), "another preset, --config or --set")
+            keep_settings(out / SOURCES, sources, "other episodes, or another model to start from")
+            remove_unfinished(out)
+        team.wait()
+        _check_shared(out / CONFIG, team)
         model = out / "model"
-        if model.exists():
-            Console().print(f"{model} is complete; nothing to do", markup=False)
+        if team.from_first(model.exists):
+            if team.is_first:
+                Console().print(f"{model} is complete; nothing to do", markup=False)
             return model
-        metrics = Metrics(out)
+        metrics = Metrics(out) if team.is_first else None
         try:
-            _train(config, experts, background if config.model.background else (), origin, out, metrics, device)
+            _train(config, experts, background if config.model.background else (), origin, out, metrics, device, team)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(str(stop) or "stopped; continue with --resume") from None
         finally:
-            metrics.close()
+            if metrics is not None:
+                metrics.close()
     return model
+
+
+def _check_batches(config: TrainRewardConfig, team: Team) -> None:
+    """Refuse batches that the processes cannot share alike."""
+    for part in ("codec_training", "video_training"):
+        batch = getattr(config, part).batch_size
+        if batch % team.size:
+            raise UserError(
+                f"{part}.batch_size",
+                expected=f"a multiple of the {team.size} processes, which share a batch",
+                found=str(batch),
+                next_step=f"give --set {part}.batch_size={batch + -batch % team.size}, or another --nproc-per-node",
+            )
+
+
+def _check_shared(path: Path, team: Team) -> None:
+    """Refuse a rank that does not see what rank 0 has written."""
+    if not path.exists():
+        raise UserError(
+            str(path),
+            expected="what rank 0 has written there",
+            found=f"nothing on rank {team.rank}, {socket.gethostname()}",
+            next_step="give an --out on a file system that all machines share",
+        )
+
+
+def _shared_store(path: Path, make: Callable[[], Store], team: Team) -> Store:
+    """The store that rank 0 makes, or finds, at ``path``, on all processes."""
+    if team.is_first:
+        store = make()
+    team.wait()
+    if not team.is_first:
+        _check_shared(path, team)
+        store = open_store(path)
+    what = f"the recordings in OUT/{path.name}"
+    team.require_same(what, lambda: bytes.fromhex(store.sha256), "give all processes the same --out")
+    return store
 
 
 def _same_networks(start: Path, wanted: RewardModelConfig) -> RewardModel:
@@ -141,31 +196,17 @@ def successful(experts: Sequence[Path]) -> list[Path]:
     return chosen
 
 
-def _keep(file: Path, mapping: dict[str, Any], otherwise: str) -> None:
-    """Write what a new run is started with; refuse to continue a run with something else."""
-    if not file.exists():
-        temporary = file.with_suffix(".tmp")
-        dump_yaml(temporary, mapping)
-        temporary.replace(file)
-    elif load_yaml(file) != mapping:
-        raise ConfigError(
-            str(file),
-            expected="what this run was started with",
-            found=otherwise,
-            next_step="repeat the options of the first start, or give another --out",
-        )
-
-
 def _train(
     config: TrainRewardConfig,
     experts: Sequence[Path],
     background: Sequence[Path],
     origin: RewardModel | None,
     out: Path,
-    metrics: Metrics,
+    metrics: Metrics | None,
     device: str,
+    team: Team,
 ) -> None:
-    console = Console()
+    console = Console(quiet=not team.is_first)
     on = torch.device(device)
     torch.manual_seed(config.seed)
     networks = Networks(config.model).to(on)
@@ -176,17 +217,17 @@ def _train(
             tell = lambda done, total: status.update(f"decoding episode {done} of {total}")  # noqa: E731
             return frame_store(out / "frames", sources, config.model.image, tell)
 
-    if not (out / "tokens").exists():
-        store = frames()
+    if not team.from_first((out / "tokens").exists):
+        store = _shared_store(out / "frames", frames, team)
         console.print(f"{len(store.clips)} episodes, {len(store.data)} frames; tasks: {', '.join(store.tasks(EXPERT))}")
         if origin is None:
             pixels = np.asarray(store.data, np.uint8)
             stage: Stage
             if isinstance(networks.codec, FSQCodec):
-                stage = FSQStage(networks.codec, pixels, config.codec_training, config.seed, on)
+                stage = FSQStage(networks.codec, pixels, config.codec_training, config.seed, on, team)
             else:
-                stage = VQGANStage(networks.codec, pixels, config.codec_training, config.seed, on)
-            train(stage, out, metrics, checkpoint_every_s=config.checkpoint_every_s)
+                stage = VQGANStage(networks.codec, pixels, config.codec_training, config.seed, on, team)
+            train(stage, out, metrics, checkpoint_every_s=config.checkpoint_every_s, team=team)
     if origin is None:
         codec = load_checkpoint(newest_checkpoint(out / "codec"))
         load_weights(networks.codec, codec.tensors, "codec.", codec.path)
@@ -195,7 +236,7 @@ def _train(
             getattr(networks, part).load_state_dict(getattr(origin.networks, part).state_dict())
     networks.codec.eval()
     scorer = RewardModel(config.model, networks, {"tasks": [], "statistics": {}}, device)
-    tokens = token_store(out / "tokens", frames, scorer.tokenize)
+    tokens = _shared_store(out / "tokens", lambda: token_store(out / "tokens", frames, scorer.tokenize), team)
 
     networks.video.train()
     sampler = TransitionSampler(
@@ -205,8 +246,11 @@ def _train(
         spacing=config.model.frame_skip,
         seed=config.seed,
     )
-    video = VideoStage(networks.video, networks.diffusion, sampler, config.video_training, config.seed, on)
-    train(video, out, metrics, checkpoint_every_s=config.checkpoint_every_s)
+    video = VideoStage(networks.video, networks.diffusion, sampler, config.video_training, config.seed, on, team)
+    train(video, out, metrics, checkpoint_every_s=config.checkpoint_every_s, team=team)
+    team.disband()
+    if not team.is_first:
+        return
     networks.video.load_state_dict(video.average.shadow)
 
     with console.status("computing statistics on the expert videos"):
@@ -241,7 +285,7 @@ def facts(config: RewardModelConfig, tokens: Store, networks: Networks, device: 
     manifest = {
         "tasks": tasks,
         "statistics": {},
-        "frame_rate_hz": {task: _frame_rate_hz(tokens, task) for task in tasks},
+        "frame_rate_hz": {task: frame_rate_of(tokens, task) for task in tasks},
         "render": tokens.render,
         "dataset_sha256": tokens.sha256,
         "training_seeds": seeds,
@@ -251,7 +295,7 @@ def facts(config: RewardModelConfig, tokens: Store, networks: Networks, device: 
     return manifest
 
 
-def _frame_rate_hz(tokens: Store, task: str) -> float:
+def frame_rate_of(tokens: Store, task: str) -> float:
     """At which rate the experts of a task were recorded; 0 where that is not known, or they differ."""
     return common_rate_hz([clip.rate_hz for clip in tokens.clips if clip.behaviour == EXPERT and clip.task == task])
 

@@ -28,9 +28,9 @@ from dr_core.data.cache import EXPERT, Store, frame_store, token_store
 from dr_core.data.episodes import find_episodes
 from dr_core.diffusion.train import TransitionSampler, VideoTraining, history_indices
 from dr_core.errors import CheckpointError, ConfigError
-from dr_core.files import run_directory
+from dr_core.files import keep_settings, run_directory
 from dr_core.rewards.model import ClipReward, RewardModel, StreamReward, check_estimator
-from dr_core.rewards.train import CONFIG, SOURCES, _frame_rate_hz, _keep, successful
+from dr_core.rewards.train import CONFIG, SOURCES, frame_rate_of, successful
 from dr_core.seeding import generator, generator_on
 from dr_core.training import Metrics, train
 from dr_core.types import Reward
@@ -282,8 +282,8 @@ class ViperModel:
         if not (out / "tokens").exists():  # from then on no episode is read
             experts = successful(find_episodes(experts))
         with run_directory(out, resume=resume):
-            _keep(out / CONFIG, to_mapping(config), "another configuration")
-            _keep(out / SOURCES, sources, "other episodes, or a reward model with another codec")
+            keep_settings(out / CONFIG, to_mapping(config), "another configuration")
+            keep_settings(out / SOURCES, sources, "other episodes, or a reward model with another codec")
             remove_unfinished(out)
             if model.exists():
                 console.print(f"{model} is complete; nothing to do", markup=False)
@@ -526,7 +526,7 @@ def _facts(
         "reward_model": reward_model.model_hash,
         "image": to_mapping(reward_model.config.image),
         "render": tokens.render,
-        "frame_rate_hz": {task: _frame_rate_hz(tokens, task) for task in tasks},
+        "frame_rate_hz": {task: frame_rate_of(tokens, task) for task in tasks},
         "dataset_sha256": tokens.sha256,
         "training_seeds": {
             task: sorted(clip.seed for clip in tokens.clips if clip.task == task and clip.seed is not None)
