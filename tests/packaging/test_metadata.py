@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib
 import re
 import shutil
 import subprocess
@@ -83,7 +84,15 @@ def test_entry_points(wheel: zipfile.ZipFile) -> None:
     entries = configparser.ConfigParser()
     entries.read_string(read(wheel, "entry_points.txt"))
     assert dict(entries["console_scripts"]) == {"dr": "dr_core.cli:main"}
-    assert dict(entries["dr_core.commands"]) == {"record-expert": "dr_sim.commands:RecordExpert"}
+    assert dict(entries["dr_core.commands"]) == {
+        "record-expert": "dr_sim.commands:RecordExpert",
+        "train-agent": "dr_sim.agent_commands:TrainAgent",
+        "eval-agent": "dr_sim.agent_commands:EvalAgent",
+        "sweep": "dr_sim.sweep:Sweep",
+    }
+    for target in entries["dr_core.commands"].values():
+        module, _, name = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), name).run), target
 
 
 def test_package_xml_agrees_with_setup_py(repository: Path, wheel: zipfile.ZipFile) -> None:
