@@ -197,6 +197,8 @@ def test_no_process_stays_behind(number, tmp_path):
             stderr=stderr,
             text=True,
             start_new_session=True,
+            # Where pytest was started in the background it ignores SIGINT, and its children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         assert [process.stdout.readline() for _ in range(3)] == ["step\n"] * 3, errors.read_text()
