@@ -59,13 +59,14 @@ class SlowDrQV2:
 
     def __init__(self, actor_config: ActorConfig, config: AgentConfig, device: str = "cpu") -> None:
         self.config, self.device = config, device
-        channels = [3 * actor_config.frame_stack, 32, 32, 32, 32]
+        channels = [3 * actor_config.network.frame_stack, 32, 32, 32, 32]
         layers: list[nn.Module] = []
         for i in range(4):
             layers += [nn.Conv2d(channels[i], channels[i + 1], 3, stride=1 + (i == 0)), nn.ReLU()]
         self.encoder = nn.Sequential(*layers, nn.Flatten())
         side = (actor_config.image.size - 3) // 2 + 1 - 6
-        feature, hidden, actions = actor_config.feature_size, actor_config.hidden_size, actor_config.action_size
+        feature, hidden = actor_config.network.feature_size, actor_config.network.hidden_size
+        actions = actor_config.action_size
 
         def trunk() -> nn.Sequential:
             return nn.Sequential(nn.Linear(32 * side**2, feature), nn.LayerNorm(feature), nn.Tanh())
@@ -169,7 +170,7 @@ class Row:
 def transitions(actor_config: ActorConfig, count: int) -> tuple[Batch, Tensor]:
     """Random ones, with rewards (count,); frames lie channels last in memory, as our replay keeps them."""
     draws = torch.Generator().manual_seed(0)
-    size, channels = actor_config.image.size, 3 * actor_config.frame_stack
+    size, channels = actor_config.image.size, 3 * actor_config.network.frame_stack
     frames = torch.randint(0, 256, (2, count, size, size, channels), dtype=torch.uint8, generator=draws)
     frames = frames.permute(0, 1, 4, 2, 3)
     actions = 2.0 * torch.rand(count, actor_config.action_size, generator=draws) - 1.0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,39 @@ CHANNELS = 32
 
 
 @dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the acting network; the defaults are the published ones."""
+
+    strides: tuple[int, ...] = (2, 1, 1, 1)
+    """Of the convolutions, one each."""
+    feature_size: int = 50
+    """Width of the bottleneck behind the convolutions."""
+    hidden_size: int = 1024
+    """Width of the two hidden layers."""
+    frame_stack: int = 1
+    """Newest pictures that the network sees at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("feature_size", "hidden_size", "frame_stack"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+        if not self.strides or min(self.strides) < 1:
+            raise ValueError(f"strides = {self.strides}: at least one, of at least 1 each")
+
+    def side(self, size: int) -> int:
+        """Height and width of what the convolutions make of a picture of ``size``.
+
+        Raises:
+            ValueError: nothing is left of it.
+        """
+        for stride in self.strides:
+            size = (size - 3) // stride + 1
+        if size < 1:
+            raise ValueError(f"strides = {self.strides}: nothing is left of a picture this small")
+        return size
+
+
+@dataclass(frozen=True)
 class ActorConfig:
     """What builds the network."""
 
@@ -36,32 +68,28 @@ class ActorConfig:
     """Actions a second in training; a robot is driven at the same rate."""
     image: ImageRule = field(default_factory=ImageRule)
     """How a camera's picture becomes the network's."""
-    frame_stack: int = 1
-    """Newest pictures that the network sees at once."""
-    feature_size: int = 50
-    """Width of the bottleneck behind the convolutions."""
-    hidden_size: int = 1024
-    """Width of the two hidden layers."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
 
     def __post_init__(self) -> None:
-        for name in ("action_size", "frame_stack", "feature_size", "hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+        if self.action_size < 1:
+            raise ValueError(f"action_size = {self.action_size}: at least 1")
+        self.network.side(self.image.size)
         if not 0.0 < self.rate_hz < 1e4:
             raise ValueError(f"rate_hz = {self.rate_hz}: actions a second, above 0")
 
 
 class Encoder(nn.Module):
-    """Four 3x3 convolutions: (B, 3 * frame_stack, S, S) in [-0.5, 0.5] → (B, size)."""
+    """3x3 convolutions: (B, 3 * frame_stack, S, S) in [-0.5, 0.5] → (B, size)."""
 
     def __init__(self, config: ActorConfig) -> None:
         super().__init__()
-        channels = (3 * config.frame_stack, CHANNELS, CHANNELS, CHANNELS, CHANNELS)
+        network, before = config.network, 3 * config.network.frame_stack
         layers: list[nn.Module] = []
-        for i, (before, after) in enumerate(pairwise(channels)):
-            layers += [nn.Conv2d(before, after, 3, stride=2 if i == 0 else 1), nn.ReLU(inplace=True)]
+        for stride in network.strides:
+            layers += [nn.Conv2d(before, CHANNELS, 3, stride=stride), nn.ReLU(inplace=True)]
+            before = CHANNELS
         self.convolutions = nn.Sequential(*layers)
-        self.size = CHANNELS * ((config.image.size - 3) // 2 + 1 - 6) ** 2
+        self.size = CHANNELS * network.side(config.image.size) ** 2
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.convolutions(pictures).flatten(1)
@@ -74,15 +102,14 @@ class Actor(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.trunk = nn.Sequential(
-            nn.Linear(self.encoder.size, config.feature_size), nn.LayerNorm(config.feature_size), nn.Tanh()
-        )
+        features, hidden = config.network.feature_size, config.network.hidden_size
+        self.trunk = nn.Sequential(nn.Linear(self.encoder.size, features), nn.LayerNorm(features), nn.Tanh())
         self.policy = nn.Sequential(
-            nn.Linear(config.feature_size, config.hidden_size),
+            nn.Linear(features, hidden),
             nn.ReLU(),
-            nn.Linear(config.hidden_size, config.hidden_size),
+            nn.Linear(hidden, hidden),
             nn.ReLU(),
-            nn.Linear(config.hidden_size, config.action_size),
+            nn.Linear(hidden, config.action_size),
         )
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -108,7 +135,7 @@ class ActingPolicy:
     def __init__(self, actor: Actor, model_hash: str) -> None:
         self.config, self.model_hash = actor.config, model_hash
         self._actor = actor.eval()
-        self._stack: deque[NDArray[np.uint8]] = deque(maxlen=actor.config.frame_stack)
+        self._stack: deque[NDArray[np.uint8]] = deque(maxlen=actor.config.network.frame_stack)
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu", crop: str = "") -> ActingPolicy:
@@ -148,7 +175,7 @@ class ActingPolicy:
         picture = self.config.image.apply(frame).transpose(2, 0, 1)
         self._stack.append(picture)
         # Before the stack is full, its first picture stands in for what came before it.
-        missing = self.config.frame_stack - len(self._stack)
+        missing = self.config.network.frame_stack - len(self._stack)
         stacked = np.concatenate([*[self._stack[0]] * missing, *self._stack])
         device = next(self._actor.parameters()).device
         with torch.inference_mode():

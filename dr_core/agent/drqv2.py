@@ -173,13 +173,14 @@ class Critic(nn.Module):
 
     def __init__(self, config: ActorConfig, size: int) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(size, config.feature_size), nn.LayerNorm(config.feature_size), nn.Tanh())
+        features, hidden = config.network.feature_size, config.network.hidden_size
+        self.trunk = nn.Sequential(nn.Linear(size, features), nn.LayerNorm(features), nn.Tanh())
         self.twins = nn.Sequential(
-            TwinLinear(config.feature_size + config.action_size, config.hidden_size),
+            TwinLinear(features + config.action_size, hidden),
             nn.ReLU(inplace=True),
-            TwinLinear(config.hidden_size, config.hidden_size),
+            TwinLinear(hidden, hidden),
             nn.ReLU(inplace=True),
-            TwinLinear(config.hidden_size, 1),
+            TwinLinear(hidden, 1),
         )
 
     def forward(self, features: Tensor, actions: Tensor) -> Tensor:

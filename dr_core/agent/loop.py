@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dr_core.agent.actor import NetworkConfig
 from dr_core.agent.drqv2 import AgentConfig, DrQV2
 from dr_core.agent.replay import Batch, Replay
 from dr_core.data.video import write_video
@@ -59,6 +60,7 @@ class LoopConfig:
     """Simulator steps in all; an action that is repeated counts as often."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     eval_every_frames: int = 10_000
     eval_episodes: int = 10
     replay_capacity: int = 1_000_000
@@ -69,6 +71,18 @@ class LoopConfig:
         for name in ("frames", "eval_every_frames", "eval_episodes", "replay_capacity"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+
+
+PRESETS: dict[str, LoopConfig] = {
+    # For a workstation's processor: a sixth of the published update's work, and exploration that ends.
+    "default": LoopConfig(
+        reward=RewardConfig(alpha=0.0),
+        agent=AgentConfig(batch_size=128, learning_rate=2e-4, sigma_steps=30_000, precision="bfloat16"),
+        network=NetworkConfig(strides=(2, 2, 1, 1), hidden_size=256),
+    ),
+    "paper": LoopConfig(reward=RewardConfig(until_success=False)),
+}
+"""Where a user's settings start from."""
 
 
 class AgentStage:
@@ -141,6 +155,9 @@ class AgentStage:
     ) -> dict[str, NDArray[np.float32]]:
         """Reward the episodes (N, T) and put them into the replay."""
         video = np.zeros_like(sparse) if self._video_reward is None else self._video_reward(frames)
+        if self.config.reward.until_success and self.config.reward.name != "viper":
+            succeeded = np.cumsum(sparse > 0.0, 1) > 0
+            video[:, 1:][succeeded[:, :-1]] = 0.0
         rewards = {VIDEO: video, SPARSE: sparse}
         for i in range(len(frames)):
             own = {name: values[i] for name, values in rewards.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-DEFAULT_ALPHA = 0.95
+PUBLISHED_ALPHA = 0.95
 """Share of the exploration term in the published method."""
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dr_core.errors import ConfigError
-from dr_core.rewards.combine import DEFAULT_ALPHA
+from dr_core.rewards.combine import PUBLISHED_ALPHA
 
 RewardName = Literal["sparse", "rnd", "amp", "viper", "viper_std", "default", "diffusion_reward", "likelihood"]
 REWARD_NAMES: tuple[str, ...] = get_args(RewardName)
@@ -38,10 +38,13 @@ class RewardConfig:
     """Which reward the agent learns from."""
 
     name: RewardName = "default"
-    alpha: float = DEFAULT_ALPHA
+    alpha: float = PUBLISHED_ALPHA
     """Share of exploration; without effect on `sparse`, all of the dense reward for `rnd`."""
     success_weight: float = 1.0
     """What a successful simulator step adds."""
+    until_success: bool = True
+    """The video term of the steps behind an episode's first success is 0, the experts' mean: their videos end there,
+    so that a video model knows nothing of what follows. No effect on `viper`, whose scale has another zero."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:

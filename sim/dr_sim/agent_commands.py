@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -46,10 +46,12 @@ class TrainAgent:
     """VIPER model, for viper and viper_std."""
     experts: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
     """Expert episodes, for amp."""
+    preset: Literal["default", "paper"] = "default"
+    """Settings to start from: for a processor with a few cores, or the published ones."""
     frames: int = 200_000
     """Simulator steps in all, action repeats counted."""
     alpha: float | None = None
-    """Share of exploration in the reward; left out: 0.95, with viper 0.5 (as published)."""
+    """Share of exploration in the reward; left out: none, with the preset paper 0.95, or 0.5 for viper."""
     envs: int = field(default_factory=usable_cores)
     """Environments side by side; more than there are cores is slower."""
     seed: int = 0
@@ -67,18 +69,21 @@ class TrainAgent:
         """Train; exit status 0 when it is done or the time is over."""
         from dr_core.agent.actor import ActorConfig
         from dr_core.agent.drqv2 import DrQV2
-        from dr_core.agent.loop import SPARSE, VIDEO, AgentStage, LoopConfig
+        from dr_core.agent.loop import PRESETS, SPARSE, VIDEO, AgentStage
         from dr_core.agent.replay import Replay
         from dr_core.config import override, parse_set, to_mapping
         from dr_core.files import keep_settings, run_directory
-        from dr_core.rewards.online import RewardConfig, video_reward
+        from dr_core.rewards.online import video_reward
         from dr_core.seeding import choose_device
         from dr_core.training import Metrics, train
         from dr_sim.rendering import check_same_view
         from dr_sim.vector import VectorEnvironment
 
-        alpha = self.alpha if self.alpha is not None else 0.5 if self.reward.startswith("viper") else 0.95
-        config = LoopConfig(frames=self.frames, seed=self.seed, reward=RewardConfig(self.reward, alpha))
+        preset = PRESETS[self.preset]
+        alpha = 0.5 if self.preset == "paper" and self.reward.startswith("viper") else preset.reward.alpha
+        alpha = self.alpha if self.alpha is not None else alpha
+        reward = replace(preset.reward, name=self.reward, alpha=alpha)
+        config = replace(preset, frames=self.frames, seed=self.seed, reward=reward)
         for text in itertools.chain(*self.set):
             config = override(config, parse_set(text))
         device = choose_device(self.device)
@@ -92,7 +97,7 @@ class TrainAgent:
             if self.model is not None:
                 manifest = json.loads((self.model / "manifest.json").read_text(encoding="utf-8"))
                 check_same_view(manifest, environments.task, environments.render)
-            actor = ActorConfig(environments.action_size, environments.task, environments.rate_hz)
+            actor = ActorConfig(environments.action_size, environments.task, environments.rate_hz, network=config.network)
             agent = DrQV2(actor, config.agent, config.seed, device)
             with Replay(
                 self.out / "replay",

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dr_core.agent.actor import ActingPolicy, Actor, ActorConfig
+from dr_core.agent.actor import ActingPolicy, Actor, ActorConfig, NetworkConfig
 from dr_core.checkpoint import save_checkpoint
 from dr_core.data.images import ImageRule
 from dr_core.errors import CheckpointError, ConfigError, OutputInUseError
 
-SMALL = ActorConfig(action_size=4, task="reach", rate_hz=10.0, feature_size=8, hidden_size=16)
+SMALL = ActorConfig(action_size=4, task="reach", rate_hz=10.0, network=NetworkConfig(feature_size=8, hidden_size=16))
 
 
 def made(config: ActorConfig, seed: int = 0) -> Actor:
@@ -51,7 +51,7 @@ def test_the_action_is_that_of_the_layers_written_out(tmp_path: Path) -> None:
 
 
 def test_the_stack_remembers_earlier_pictures_until_reset(tmp_path: Path) -> None:
-    made(replace(SMALL, frame_stack=3)).save(tmp_path / "agent")
+    made(replace(SMALL, network=replace(SMALL.network, frame_stack=3))).save(tmp_path / "agent")
     policy = ActingPolicy.load(tmp_path / "agent")
     first, second = frames(2)
     alone = policy.act(first)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dr_core.agent.actor import ActorConfig
+from dr_core.agent.actor import ActorConfig, NetworkConfig
 from dr_core.agent.drqv2 import (
     INSIDE,
     AgentConfig,
@@ -32,7 +32,8 @@ from dr_core.data.images import ImageRule
 from dr_core.errors import CheckpointError, ConfigError
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "agent_speed.py"
-SMALL = ActorConfig(action_size=3, task="none", rate_hz=10.0, image=ImageRule(20), feature_size=8, hidden_size=32)
+NETWORK = NetworkConfig(feature_size=8, hidden_size=32)
+SMALL = ActorConfig(action_size=3, task="none", rate_hz=10.0, image=ImageRule(20), network=NETWORK)
 PLAIN = AgentConfig(shift=2, learning_rate=1e-3)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,7 +103,7 @@ def test_the_critics_find_known_values_and_the_actor_the_best_action(slow: Modul
     bonus, best, gamma = torch.tensor([0.5, -0.5]), torch.tensor([0.6, -0.4]), 0.5
     alone = bonus - 0.01
     value = (alone + gamma * alone.flip(0)) / (1 - gamma**2)
-    shape = replace(SMALL, action_size=1, image=ImageRule(16), hidden_size=64)
+    shape = replace(SMALL, action_size=1, image=ImageRule(16), network=replace(NETWORK, hidden_size=64))
     config = AgentConfig(shift=1, learning_rate=2e-3, tau=0.05, sigma_start=0.1, sigma_end=0.1)
     agent = DrQV2(shape, config, 1)
     look = torch.tensor([40, 200], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 16, 16)
@@ -174,7 +175,7 @@ def test_a_restored_agent_goes_on_to_the_last_bit(slow: ModuleType, tmp_path: Pa
     assert same(agent.state(), other.state())
     assert not same(agent.state(), torch.load(tmp_path / "state.pt", weights_only=True))
     with pytest.raises(CheckpointError, match="these settings"):
-        DrQV2(replace(SMALL, hidden_size=16), config, 0).restore(agent.state())
+        DrQV2(replace(SMALL, network=replace(NETWORK, hidden_size=16)), config, 0).restore(agent.state())
 
 
 def test_bfloat16_changes_the_losses_little(slow: ModuleType) -> None:

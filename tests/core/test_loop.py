@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dr_core.agent.actor import ActorConfig
+from dr_core.agent.actor import ActorConfig, NetworkConfig
 from dr_core.agent.drqv2 import AgentConfig, DrQV2
 from dr_core.agent.loop import EVALUATION_SEED, SPARSE, VIDEO, AgentStage, LoopConfig
 from dr_core.agent.replay import Replay
@@ -65,7 +65,7 @@ class Run:
 
     def __call__(self, rounds: int | None = None) -> tuple[AgentStage, Squares]:
         environments, metrics = Squares(), Metrics(self.out)
-        actor = ActorConfig(2, "square", 10.0, feature_size=8, hidden_size=16)
+        actor = ActorConfig(2, "square", 10.0, network=NetworkConfig(feature_size=8, hidden_size=16))
         agent = DrQV2(actor, self.config.agent, self.config.seed)
         with Replay(
             self.out / "replay", capacity=self.config.replay_capacity, action_size=2, reward_names=(VIDEO, SPARSE)

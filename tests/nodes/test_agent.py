@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dr_core.agent.actor import ActingPolicy, Actor, ActorConfig
+from dr_core.agent.actor import ActingPolicy, Actor, ActorConfig, NetworkConfig
 from dr_core.data.images import ImageRule
 from dr_core.safety.limits import load_robot
 from tests.nodes.conftest import ROOT
@@ -24,7 +24,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small agent with a gripper, trained by nobody."""
     path = tmp_path_factory.mktemp("agent") / "agent"
     torch.manual_seed(0)
-    config = ActorConfig(4, "reach", RATE_HZ, ImageRule(64, "center"), feature_size=8, hidden_size=16)
+    config = ActorConfig(4, "reach", RATE_HZ, ImageRule(64, "center"), network=NetworkConfig(feature_size=8, hidden_size=16))
     Actor(config).save(path)
     return path
 
