@@ -25,7 +25,7 @@ from dr_core.agent.drqv2 import AgentConfig, DrQV2
 from dr_core.agent.replay import Batch, Replay
 from dr_core.data.video import write_video
 from dr_core.rewards.amp import AdversarialReward
-from dr_core.rewards.combine import Terms, combine
+from dr_core.rewards.combine import Terms, combine, until_success
 from dr_core.rewards.online import EpisodeReward, RewardConfig
 from dr_core.rewards.rnd import RandomNetworkDistillation
 from dr_core.robot.evaluation import wilson
@@ -71,16 +71,20 @@ class LoopConfig:
         for name in ("frames", "eval_every_frames", "eval_episodes", "replay_capacity"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+        if self.reward.centred and self.agent.discount == 1.0:
+            raise ValueError("agent.discount = 1 needs reward.centred = false")
 
 
 PRESETS: dict[str, LoopConfig] = {
-    # For a workstation's processor: a sixth of the published update's work, and exploration that ends.
+    # For a processor: a fraction of the published update's work, and exploration that ends.
     "default": LoopConfig(
-        reward=RewardConfig(alpha=0.0),
-        agent=AgentConfig(batch_size=128, learning_rate=2e-4, sigma_steps=30_000, precision="bfloat16"),
-        network=NetworkConfig(strides=(2, 2, 1, 1), hidden_size=256),
+        frames=100_000,
+        reward=RewardConfig(alpha=0.0, video_weight=0.2),
+        agent=AgentConfig(batch_size=64, learning_rate=3e-4, sigma_steps=20_000, precision="bfloat16"),
+        network=NetworkConfig(strides=(3, 2, 1, 1), hidden_size=256),
     ),
-    "paper": LoopConfig(reward=RewardConfig(until_success=False)),
+    # 3.1 million steps of the agent; here in simulator steps at the action repeat of most tasks.
+    "paper": LoopConfig(frames=6_200_000, reward=RewardConfig(centred=False, until_success=False)),
 }
 """Where a user's settings start from."""
 
@@ -119,6 +123,8 @@ class AgentStage:
         self._amp = AdversarialReward(config.seed, device=str(agent.device)) if config.reward.name == "amp" else None
         self._due = 0.0
         self._updates = 0
+        self._trained_s = 0.0
+        self._random_video = np.zeros(2)  # sum and number of the video terms before the first update
 
     # ---- a round ----
 
@@ -144,7 +150,9 @@ class AgentStage:
         # The training loop refuses losses that are not finite; before the first update there is none.
         numbers = {"loss": losses.get("critic_loss", 0.0), "frames": float(done), "success": success.mean(), **losses}
         numbers |= {f"return_{name}": values.sum(1).mean() for name, values in rewards.items()}
-        numbers["frames_per_s"] = self._round_frames / (time.monotonic() - begun_s)
+        took_s = time.monotonic() - begun_s
+        self._trained_s += took_s
+        numbers["frames_per_s"] = self._round_frames / took_s
         every = self.config.eval_every_frames
         if index + 1 == self.steps or done // every > (done - self._round_frames) // every:
             numbers["eval_success"] = self.evaluate(done)
@@ -156,8 +164,9 @@ class AgentStage:
         """Reward the episodes (N, T) and put them into the replay."""
         video = np.zeros_like(sparse) if self._video_reward is None else self._video_reward(frames)
         if self.config.reward.until_success and self.config.reward.name != "viper":
-            succeeded = np.cumsum(sparse > 0.0, 1) > 0
-            video[:, 1:][succeeded[:, :-1]] = 0.0
+            video = until_success(video, sparse)
+        if not self._updates:
+            self._random_video += video.sum(dtype=np.float64), video.size
         rewards = {VIDEO: video, SPARSE: sparse}
         for i in range(len(frames)):
             own = {name: values[i] for name, values in rewards.items()}
@@ -185,16 +194,19 @@ class AgentStage:
         """The terms of the reward of a batch, (B,) each: sums over n steps, but novelty of the frame reached."""
         settings = self.config.reward
         video, novelty = batch.rewards[VIDEO], np.zeros_like(batch.rewards[VIDEO])
+        if settings.centred:
+            total, count = self._random_video
+            # discounts is γ^n, so that the fraction is 1 + γ + ... + γ^(n - 1).
+            video = video - np.float32(total / count) * (1.0 - batch.discounts) / (1.0 - self.config.agent.discount)
         newest = np.ascontiguousarray(batch.next_frames[:, -3:].transpose(0, 2, 3, 1))  # (B, H, W, 3)
         if self._rnd is not None:
-            novelty = self._rnd.score(newest)
-            self._rnd.update(newest)
+            novelty = self._rnd.update(newest)
         if self._amp is not None and self._experts is not None:
             video = self._amp.score(newest)
             if self._updates % self._amp.config.update_every == 0:
                 self._amp.update(self._experts, newest, draw)
         return combine(
-            video,
+            settings.video_weight * video,
             novelty,
             batch.rewards[SPARSE],
             alpha=settings.exploration,
@@ -207,7 +219,8 @@ class AgentStage:
         """Success rate of the mean action; a line in ``evaluations.jsonl`` and a video of the first episode."""
         successes, video = self._play_evaluation()
         low, high = wilson(int(successes.sum()), len(successes))
-        line = {"frames": frames, "success": float(successes.mean()), "low": low, "high": high, "n": len(successes)}
+        line = {"frames": frames, "trained_s": round(self._trained_s, 1), "success": float(successes.mean())}
+        line |= {"low": low, "high": high, "n": len(successes)}
         with (self.out / "evaluations.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         folder = self.out / "videos"
@@ -248,6 +261,8 @@ class AgentStage:
             "amp": None if self._amp is None else self._amp.state(),
             "due": self._due,
             "updates": self._updates,
+            "trained_s": self._trained_s,
+            "random_video": self._random_video.tolist(),
             "episodes": self.replay.added,
         }
 
@@ -260,6 +275,8 @@ class AgentStage:
         if self._amp is not None:
             self._amp.restore(training["amp"])
         self._due, self._updates = float(training["due"]), int(training["updates"])
+        self._trained_s = float(training["trained_s"])
+        self._random_video = np.array(training["random_video"], np.float64)
         self.replay.rewind(int(training["episodes"]))
 
 

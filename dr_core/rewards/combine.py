@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 PUBLISHED_ALPHA = 0.95
 """Share of the exploration term in the published method."""
 
@@ -42,3 +45,9 @@ def combine(video: Any, novelty: Any = 0.0, success: Any = 0.0, *, alpha: float,
     if alpha == 0:
         return Terms(video, 0.0, success_weight * success)
     return Terms((1 - alpha) * video, alpha * novelty, success_weight * success)
+
+
+def until_success(video: NDArray[np.float32], sparse: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The video term (N, T) of whole episodes, 0 behind the first transition that succeeds, see ``sparse`` (N, T)."""
+    behind = np.cumsum(sparse[:, :-1] > 0.0, 1) > 0
+    return np.concatenate([video[:, :1], np.where(behind, np.float32(0.0), video[:, 1:])], 1)

@@ -34,6 +34,7 @@ from dr_core.rewards import entropy
 from dr_core.rewards.familiarity import Familiarity
 from dr_core.rewards.likelihood import one_pass_likelihood, ratio
 from dr_core.rewards.progress import RATE_FRAMES, Progress, rate
+from dr_core.rewards.view import common_rate_hz
 from dr_core.seeding import generator, generator_on
 from dr_core.types import Reward
 
@@ -45,8 +46,6 @@ NOISE_SEED = 0
 """Of the draws of sampling estimators: the same for every frame, live and from a bag."""
 Precision = Literal["float32", "bfloat16"]
 Result = TypeVar("Result")
-SAME_RATE = 1.05
-"""Frame rates within this factor are one: those of real cameras are measured, and never quite equal."""
 FRAME_BATCH = 2048
 """Frames per evaluation of what needs no network call."""
 
@@ -528,13 +527,6 @@ class RewardStream:
         value = (raw - mean) / std
         valid = math.isfinite(value) and (self._count > spacing or not self._observed)
         return StreamReward(stamp_ns, value, raw, float(stderr[0]) / std, valid, float(ood[0]), calls)
-
-
-def common_rate_hz(rates_hz: Sequence[float]) -> float:
-    """The middle one of frame rates that mean the same; 0 if one is not known (0), or they differ."""
-    if not rates_hz or min(rates_hz) <= 0 or max(rates_hz) > SAME_RATE * min(rates_hz):
-        return 0.0
-    return float(np.median(rates_hz))
 
 
 def check_estimator(name: str, usable: Sequence[str]) -> None:

@@ -40,8 +40,13 @@ class RewardConfig:
     name: RewardName = "default"
     alpha: float = PUBLISHED_ALPHA
     """Share of exploration; without effect on `sparse`, all of the dense reward for `rnd`."""
+    video_weight: float = 1.0
+    """What the video term is multiplied with, beside 1 - alpha."""
     success_weight: float = 1.0
     """What a successful simulator step adds."""
+    centred: bool = True
+    """Subtract the mean video term of the first, random episodes: values then start near their true size, instead of
+    falling for long by the same amount everywhere (after Naik et al., arXiv 2405.09999)."""
     until_success: bool = True
     """The video term of the steps behind an episode's first success is 0, the experts' mean: their videos end there,
     so that a video model knows nothing of what follows. No effect on `viper`, whose scale has another zero."""

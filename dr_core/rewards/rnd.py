@@ -59,20 +59,17 @@ class RandomNetworkDistillation(nn.Module):
     @torch.no_grad()
     def score(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Novelty of frames (B, 64, 64, 3) uint8 → (B,) float32."""
-        novelty = self._novelty(frames)
-        if self.standardise:
-            novelty = ((novelty.double() - self.mean) / self._deviation()).float()
-        return novelty.cpu().numpy()
+        return self._standardised(self._novelty(frames))
 
-    def update(self, frames: NDArray[np.uint8]) -> float:
-        """One step of the predictor on frames (B, 64, 64, 3); returns their mean novelty before it."""
+    def update(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """One step of the predictor on frames (B, 64, 64, 3); returns their ``score`` (B,) before it."""
         novelty = self._novelty(frames)
+        scores = self._standardised(novelty.detach())
         self._note(novelty.detach().double())
-        loss = novelty.mean()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        novelty.mean().backward()
         self.optimizer.step()
-        return float(loss.detach())
+        return scores
 
     def save(self, path: Path) -> None:
         """Write networks, statistics and the optimiser's moments as safetensors; an existing file is refused."""
@@ -129,6 +126,11 @@ class RandomNetworkDistillation(nn.Module):
         with torch.no_grad():
             wanted = self.target(images)
         return 0.5 * (self.predictor(images) - wanted).square().sum(-1)
+
+    def _standardised(self, novelty: Tensor) -> NDArray[np.float32]:
+        if self.standardise:
+            novelty = ((novelty.double() - self.mean) / self._deviation()).float()
+        return novelty.cpu().numpy()
 
     def _note(self, novelty: Tensor) -> None:
         """Join the statistics of a batch (B,) with the running ones (Chan, Golub and LeVeque 1979)."""

@@ -33,8 +33,9 @@ from dr_core.errors import ConfigError, UserError
 from dr_core.files import keep_settings, run_directory
 from dr_core.presets import RewardModelConfig, TrainRewardConfig
 from dr_core.rewards.familiarity import Familiarity
-from dr_core.rewards.model import Networks, RewardModel, common_rate_hz
+from dr_core.rewards.model import Networks, RewardModel
 from dr_core.rewards.progress import Progress
+from dr_core.rewards.view import common_rate_hz
 from dr_core.seeding import numpy_generator
 from dr_core.training import Metrics, Stage, newest_checkpoint, train
 

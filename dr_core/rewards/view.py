@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from dr_core.errors import UserError
+
+SAME_RATE = 1.05
+"""Frame rates within this factor are one: those of real cameras are measured, and never quite equal."""
 
 
 def check_view(
@@ -41,3 +46,10 @@ def check_view(
             found=", ".join(f"{k} {render.get(k, '(none)')}" for k in differing),
             next_step=next_step,
         )
+
+
+def common_rate_hz(rates_hz: Sequence[float]) -> float:
+    """The middle one of frame rates that mean the same; 0 if one is not known (0), or they differ."""
+    if not rates_hz or min(rates_hz) <= 0 or max(rates_hz) > SAME_RATE * min(rates_hz):
+        return 0.0
+    return float(np.median(rates_hz))

@@ -48,8 +48,8 @@ class TrainAgent:
     """Expert episodes, for amp."""
     preset: Literal["default", "paper"] = "default"
     """Settings to start from: for a processor with a few cores, or the published ones."""
-    frames: int = 200_000
-    """Simulator steps in all, action repeats counted."""
+    frames: int | None = None
+    """Simulator steps in all, action repeats counted; left out: the preset's 100,000, or 6,200,000 of the paper."""
     alpha: float | None = None
     """Share of exploration in the reward; left out: none, with the preset paper 0.95, or 0.5 for viper."""
     envs: int = field(default_factory=usable_cores)
@@ -83,7 +83,8 @@ class TrainAgent:
         alpha = 0.5 if self.preset == "paper" and self.reward.startswith("viper") else preset.reward.alpha
         alpha = self.alpha if self.alpha is not None else alpha
         reward = replace(preset.reward, name=self.reward, alpha=alpha)
-        config = replace(preset, frames=self.frames, seed=self.seed, reward=reward)
+        frames = preset.frames if self.frames is None else self.frames
+        config = replace(preset, frames=frames, seed=self.seed, reward=reward)
         for text in itertools.chain(*self.set):
             config = override(config, parse_set(text))
         device = choose_device(self.device)
@@ -96,8 +97,10 @@ class TrainAgent:
             )
             if self.model is not None:
                 manifest = json.loads((self.model / "manifest.json").read_text(encoding="utf-8"))
-                check_same_view(manifest, environments.task, environments.render)
-            actor = ActorConfig(environments.action_size, environments.task, environments.rate_hz, network=config.network)
+                check_same_view(manifest, environments.task, environments.render, environments.rate_hz)
+            actor = ActorConfig(
+                environments.action_size, environments.task, environments.rate_hz, network=config.network
+            )
             agent = DrQV2(actor, config.agent, config.seed, device)
             with Replay(
                 self.out / "replay",

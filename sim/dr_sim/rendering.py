@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dr_core.data.images import ImageRule
 from dr_core.errors import ConfigError, RenderingError
-from dr_core.rewards.view import check_view
+from dr_core.rewards.view import check_view, common_rate_hz
 
 if TYPE_CHECKING:
     import mujoco
@@ -239,20 +239,28 @@ class RenderSettings:
         return {**settings, "mujoco": importlib.metadata.version("mujoco")}
 
 
-def check_same_view(model: RewardModel | Mapping[str, Any], task: str, settings: RenderSettings) -> None:
+def check_same_view(
+    model: RewardModel | Mapping[str, Any], task: str, settings: RenderSettings, rate_hz: float = 0.0
+) -> None:
     """Refuse to show `model` (a reward model or its manifest) an environment drawn otherwise than its training videos.
 
-    Tasks that the model has not seen are held to the settings that its training tasks share.
+    Tasks that the model has not seen are held to the settings, and the rate, that its training tasks share.
 
-    Raises: ConfigError: naming each setting that differs: camera, size, orientation, quality, version of mujoco.
+    Args:
+        rate_hz: frames a second of the environment; 0: not compared.
+
+    Raises: ConfigError: naming each setting that differs: camera, size, orientation, quality, version of mujoco, rate.
     """
-    check_view(
-        f"pictures of {task}",
-        settings.to_dict(),
-        model if isinstance(model, Mapping) else model.manifest,
-        next_step="draw with the settings of the model, or train a model on recordings with these",
-        error=ConfigError,
-    )
+    manifest = model if isinstance(model, Mapping) else model.manifest
+    next_step = "draw with the settings of the model, or train a model on recordings with these"
+    check_view(f"pictures of {task}", settings.to_dict(), manifest, next_step=next_step, error=ConfigError)
+    rates: Mapping[str, float] = manifest.get("frame_rate_hz", {})
+    learned_hz = rates.get(task, 0.0) or common_rate_hz(list(rates.values()))
+    if rate_hz and learned_hz and not common_rate_hz([rate_hz, learned_hz]):
+        raise ConfigError(
+            f"pictures of {task}", expected=f"the {learned_hz:g} a second of the model",
+            found=f"{rate_hz:g}", next_step="train a model on recordings at this rate",
+        )  # fmt: skip
 
 
 class FrameRenderer:

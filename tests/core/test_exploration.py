@@ -68,7 +68,7 @@ def test_standardised_scores_use_all_updates_so_far() -> None:
     seen = []
     for seed, count in ((0, 5), (1, 1), (2, 7)):
         seen.append(plain.score(noise(seed, count)))
-        plain.update(noise(seed, count))
+        np.testing.assert_array_equal(plain.update(noise(seed, count)), seen[-1], "what it scored before it learned")
         network.update(noise(seed, count))
     values = np.concatenate(seen).astype(np.float64)
     want = (plain.score(noise(3, 4)) - values.mean()) / values.std()

@@ -18,6 +18,7 @@ from dr_core.agent.drqv2 import AgentConfig, DrQV2
 from dr_core.agent.loop import EVALUATION_SEED, SPARSE, VIDEO, AgentStage, LoopConfig
 from dr_core.agent.replay import Replay
 from dr_core.data.video import read_video
+from dr_core.rewards.combine import until_success
 from dr_core.rewards.online import RewardConfig, RewardName
 from dr_core.training import Metrics, read_metrics, train
 
@@ -133,7 +134,7 @@ def test_episodes_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
 
 def test_the_terms_of_the_reward(tmp_path: Path) -> None:
     video: Callable[[Frames], NDArray[np.float32]] = lambda frames: np.full((2, EPISODE), 2.0, np.float32)  # noqa: E731
-    config = replace(CONFIG, reward=RewardConfig("default", alpha=0.25))
+    config = replace(CONFIG, reward=RewardConfig("default", alpha=0.25, centred=False, until_success=False))
     Run(tmp_path / "run", config, video=video)()
     line = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     n_step_sum = 2.0 * (1 + 0.99 + 0.99**2)
@@ -142,6 +143,31 @@ def test_the_terms_of_the_reward(tmp_path: Path) -> None:
     assert line["term_exploration"] > 0.0
     total = line["term_video"] + line["term_exploration"] + line["term_success"]
     assert line["batch_reward"] == pytest.approx(total, rel=1e-5)
+
+
+def test_the_video_term_counts_from_random_behaviour(tmp_path: Path) -> None:
+    video: Callable[[Frames], NDArray[np.float32]] = lambda frames: np.full((2, EPISODE), -3.0, np.float32)  # noqa: E731
+    config = replace(CONFIG, reward=RewardConfig("default", alpha=0.0, video_weight=0.5, until_success=False))
+    stage, _ = Run(tmp_path / "run", config, video=video)()
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["term_video"] == pytest.approx(0.0, abs=1e-5)
+    with pytest.raises(ValueError, match="centred"):
+        replace(config, agent=replace(config.agent, discount=1.0))
+    assert stage.config.reward.centred
+
+
+def test_the_video_term_ends_with_the_first_success(tmp_path: Path) -> None:
+    video = np.arange(1.0, 9.0, dtype=np.float32).reshape(2, 4)
+    sparse = np.array([[0.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]], np.float32)
+    np.testing.assert_array_equal(until_success(video, sparse), [[1.0, 2.0, 0.0, 0.0], [5.0, 6.0, 7.0, 8.0]])
+    constant: Callable[[Frames], NDArray[np.float32]] = lambda frames: np.full((2, EPISODE), -3.0, np.float32)  # noqa: E731
+    returns = []
+    for ends in (True, False):
+        config = replace(CONFIG, reward=RewardConfig("default", alpha=0.0, until_success=ends), frames=16 * 20)
+        Run(tmp_path / str(ends), config, video=constant)()
+        lines = read_metrics(tmp_path / str(ends) / "metrics.jsonl")
+        assert any(line["success"] for line in lines)
+        returns.append(min(line["return_video"] for line in lines if line["success"]))
+    assert returns[0] > returns[1] == -3.0 * EPISODE
 
 
 def test_it_learns_to_move_the_square(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small agent with a gripper, trained by nobody."""
     path = tmp_path_factory.mktemp("agent") / "agent"
     torch.manual_seed(0)
-    config = ActorConfig(4, "reach", RATE_HZ, ImageRule(64, "center"), network=NetworkConfig(feature_size=8, hidden_size=16))
+    network = NetworkConfig(feature_size=8, hidden_size=16)
+    config = ActorConfig(4, "reach", RATE_HZ, ImageRule(64, "center"), network=network)
     Actor(config).save(path)
     return path
 

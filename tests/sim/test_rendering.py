@@ -136,7 +136,12 @@ def test_a_reward_model_sees_only_pictures_like_those_it_learned_from():
         check_same_view(older, "door-close", settings)
     with pytest.raises(ConfigError, match=r"camera \(none\)"):  # learned from a real camera
         check_same_view({"render": {}}, "door-close", settings)
-    check_same_view({}, "door-close", settings)  # imported without experts: nothing is known
+    timed = {**manifest, "frame_rate_hz": {"door-close": 40.0, "assembly": 26.7}}
+    check_same_view(timed, "door-close", settings, 40.3)
+    check_same_view(timed, "drawer-open", settings, 10.0)  # the training tasks share no rate
+    with pytest.raises(ConfigError, match=r"expected the 40 a second of the model; found 26\.7;"):
+        check_same_view(timed, "door-close", settings, 26.7)
+    check_same_view({}, "door-close", settings, 40.0)  # imported without experts: nothing is known
 
 
 @pytest.mark.parametrize("change", [{"width": 4}, {"msaa": 3}, {"supersample": 3}, {"square": 65}])
