@@ -28,6 +28,7 @@ COMMANDS = {
     "train-reward": "dr_core.rewards.commands:TrainReward",
     "train-viper": "dr_core.rewards.commands:TrainViper",
     "import-checkpoint": "dr_core.rewards.commands:ImportCheckpoint",
+    "train-offline": "dr_core.agent.commands:TrainOffline",
     "parity": "dr_core.rewards.commands:Parity",
     "score": "dr_core.study.commands:Score",
     "study discrimination": "dr_core.study.commands:StudyDiscrimination",

@@ -51,6 +51,12 @@ class Environments(Protocol):
     def step(self, actions: NDArray[np.float32]) -> tuple[Frames, NDArray[np.float32], NDArray[Any], NDArray[Any]]:
         """Frames (N, H, W, 3), successful simulator steps (N,), whether the time is over, whether it succeeded."""
 
+    def send(self, actions: NDArray[np.float32]) -> None:
+        """The first half of ``step``, which does not wait."""
+
+    def receive(self) -> tuple[Frames, NDArray[np.float32], NDArray[Any], NDArray[Any]]:
+        """The second half: what ``step`` returns."""
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -138,13 +144,14 @@ class AgentStage:
         losses: dict[str, float] = {}
         for t in range(envs.episode_steps):
             acted = (index * envs.episode_steps + t) * envs.num
-            action = self.agent.act(frames[-1], acted, explore=True)
-            frame, reward, _, succeeded = envs.step(action)
+            action = self.agent.act(self._seen(frames), acted, explore=True)
+            envs.send(action)
+            losses = self._learn(acted, draw, metrics=t == envs.episode_steps - 1) or losses  # while they simulate
+            frame, reward, _, succeeded = envs.receive()
             frames.append(frame)
             actions.append(action)
             sparse.append(reward)
             success |= np.asarray(succeeded, bool)
-            losses = self._learn(acted, draw, metrics=t == envs.episode_steps - 1) or losses
         rewards = self._keep(np.stack(frames, 1), np.stack(actions, 1), np.stack(sparse, 1))
         done = (index + 1) * self._round_frames
         # The training loop refuses losses that are not finite; before the first update there is none.
@@ -213,6 +220,13 @@ class AgentStage:
             success_weight=settings.success_weight,
         )
 
+    def _seen(self, frames: Sequence[Frames]) -> Frames:
+        """What the agent sees of the frames (N, H, W, 3) of running episodes: (N, H, W, 3 * frame_stack)."""
+        stack = self.config.network.frame_stack
+        if stack == 1:
+            return frames[-1]
+        return np.concatenate([frames[max(0, len(frames) - stack + i)] for i in range(stack)], -1)
+
     # ---- evaluation ----
 
     def evaluate(self, frames: int) -> float:
@@ -237,13 +251,12 @@ class AgentStage:
         film: list[Frames] = []
         while len(successes) < wanted:
             seeds = [EVALUATION_SEED + len(successes) + i for i in range(envs.num)]
-            frames, succeeded = envs.reset(seeds), np.zeros(envs.num, bool)
-            shown = [frames[0]]
+            frames, succeeded = [envs.reset(seeds)], np.zeros(envs.num, bool)
             for _ in range(envs.episode_steps):
-                frames, _, _, success = envs.step(self.agent.act(frames, 0, explore=False))
+                frame, _, _, success = envs.step(self.agent.act(self._seen(frames), 0, explore=False))
                 succeeded |= np.asarray(success, bool)
-                shown.append(frames[0])
-            film = film or shown
+                frames.append(frame)
+            film = film or [frame[0] for frame in frames]
             successes = np.concatenate([successes, succeeded])
         return successes[:wanted], np.stack(film)
 
