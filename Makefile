@@ -13,7 +13,7 @@ $(STAMP): setup.py scripts/setup_env.sh $(wildcard calibration/dr_calibration/__
 	@touch $@
 
 demo: $(STAMP)
-	PATH="$(BIN):$$PATH" bash examples/demo.sh
+	PATH="$(BIN):$$PATH" bash examples/demo.sh $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q

@@ -72,6 +72,8 @@ setup(
         ],
         # The stand-in for rclpy, for tests and demos on machines without ROS 2.
         "embedded": ["cyclonedds>=11.0.1,<12"],
+        # `dr sweep --ray`: the same version on all nodes of the cluster.
+        "ray": ["ray>=2.40"],
         "realsense": ["pyrealsense2>=2.55"],
         "test": ["pytest>=8", "hypothesis>=6.100", "setuptools>=70.1", "mcap-ros2-support>=0.5"],
         "dev": ["ruff>=0.6", "mypy>=1.11", "types-PyYAML"],
@@ -83,6 +85,7 @@ setup(
             "train-agent = dr_sim.agent_commands:TrainAgent",
             "eval-agent = dr_sim.agent_commands:EvalAgent",
             "sweep = dr_sim.sweep:Sweep",
+            "import-adroit-policy = dr_sim.adroit_import:ImportAdroitPolicy",
         ],
     },
 )

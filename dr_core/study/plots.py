@@ -64,6 +64,17 @@ def training_curve(steps: Floats, values: Floats, stage: str, key: str) -> bytes
     return png(figure)
 
 
+def success_curve(frames: Floats, success: Floats, low: Floats, high: Floats) -> bytes:
+    """Success rate of an agent's evaluations over the simulator steps of its training, (E,) each, with its interval."""
+    figure, axes = _figure(5.2, 2.8)
+    axes.fill_between(frames, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+    axes.plot(frames, success, color=COLOURS[0], linewidth=1.6, marker="o", markersize=3)
+    axes.set(xlabel="simulator steps", ylabel="success rate", ylim=(-0.02, 1.02))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _plain(axes)
+    return png(figure)
+
+
 def frame_rows(rows: Mapping[str, NDArray[np.uint8]], columns: Sequence[str]) -> bytes:
     """Frames (n, H, W, 3) of each row under one another, pixels as they are; labels at the left and above."""
     figure = Figure(figsize=(1.05 * len(columns) + 0.3, 1.12 * len(rows) + 0.25), dpi=DPI, layout="constrained")

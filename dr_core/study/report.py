@@ -26,6 +26,7 @@ from dr_core.study.tables import table_of, verdict_line
 
 METRICS = "metrics.jsonl"
 LIVE = "live"
+AGENT, AGENT_PLAYED, AGENT_LIVE = "agent", "agent_played", "agent_live"
 GENERATOR = '<meta name="generator" content="dr report">'
 ROW_LABELS = {"original": "real", "reconstruction": "codec", "next": "real next", "imagined": "imagined"}
 STATES = {"met": "met", "missed": "missed", "not measured": "open"}
@@ -92,7 +93,8 @@ def render(run: Path) -> str:
             "Training": _training(run),
             "What the codec keeps": _pictures(run, results, examples, "original", "reconstruction"),
             "Imagined next frames": _pictures(run, results, examples, "next", "imagined"),
-            "Live": _live(run),
+            "Agent": _agent(run),
+            "Live": _live(run / LIVE),
             "Reward over time": _curves(run, results, examples),
             "Expert against worse behaviour": _tables(run, results),
             "Cost": _cost(run, results),
@@ -189,12 +191,19 @@ def _pictures(
     return _caption(explained[first]) + "".join(parts)
 
 
-def _live(run: Path) -> str:
-    """The evaluation of ``dr launch evaluate`` that the run keeps in ``live/``; empty if there is none."""
+def _agent(run: Path) -> str:
+    """The agent that learned from this reward, in simulation and through the ROS graph; empty if there is none."""
+    from dr_core.agent.report import agent_html
+
+    live = _live(run / AGENT_LIVE)
+    return agent_html(run / AGENT, run / AGENT_PLAYED) + (f"<h3>Through the ROS graph</h3>{live}" if live else "")
+
+
+def _live(live: Path) -> str:
+    """An evaluation of ``dr launch evaluate``; empty if there is none."""
     from dr_core.robot.evaluation import PLAN
     from dr_core.robot.evaluation_report import summary_html
 
-    live = run / LIVE
     if not (live / PLAN).is_file():
         return ""
     return summary_html(live) + _caption(

@@ -109,6 +109,7 @@ class TrainAgent:
                 action_size=environments.action_size,
                 n_step=config.agent.n_step,
                 discount=config.agent.discount,
+                frame_stack=config.network.frame_stack,
                 reward_names=(VIDEO, SPARSE),
             ) as replay:
                 experts = self.expert_frames() if self.reward == "amp" else None

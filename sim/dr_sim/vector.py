@@ -77,6 +77,7 @@ class VectorEnvironment:
         self.rate_hz = environment.rate_hz
         make = functools.partial(_GymEnvironment, self.task, self.render, self.frame_shape, self.action_size)
         self._running = np.zeros(self.num, np.bool_)
+        self._sent = np.zeros((self.num, self.action_size), np.float32)
         self._vector: AsyncVectorEnv[Any, Any] | SyncVectorEnv[Any, Any]
         if self.num == 1:
             self._vector = SyncVectorEnv([lambda: make(environment)], autoreset_mode=AutoresetMode.DISABLED)
@@ -108,14 +109,29 @@ class VectorEnvironment:
 
         Raises: RuntimeError: an episode is over or has not begun: `reset` it first.
         """
+        self.send(actions)
+        return self.receive()
+
+    def send(self, actions: NDArray[Any]) -> None:
+        """The first half of `step`: the workers simulate while this process does something else."""
         actions = np.asarray(actions, np.float32)
         if actions.shape != (self.num, self.action_size):
             raise ValueError(f"expected actions of shape {(self.num, self.action_size)}, found {actions.shape}")
         if not self._running.all():
             waiting = np.flatnonzero(~self._running).tolist()
             raise RuntimeError(f"episodes of environments {waiting} are over or have not begun: call reset()")
+        self._sent = actions
+        if isinstance(self._vector, AsyncVectorEnv):
+            with self._closed_on_error():
+                self._vector.step_async(actions)
+
+    def receive(self) -> Steps:
+        """The second half of `step`."""
         with self._closed_on_error():
-            frames, rewards, _, dones, infos = self._vector.step(actions)
+            if isinstance(self._vector, AsyncVectorEnv):
+                frames, rewards, _, dones, infos = self._vector.step_wait()
+            else:
+                frames, rewards, _, dones, infos = self._vector.step(self._sent)
         self._running = ~dones
         return Steps(frames, rewards.astype(np.float32), dones, infos["success"])
 

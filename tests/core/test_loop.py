@@ -27,7 +27,7 @@ EPISODE = 8
 AGENT = AgentConfig(batch_size=8, seed_steps=16, explore_steps=16, sigma_steps=100)
 CONFIG = LoopConfig(
     frames=2 * EPISODE * 6, reward=RewardConfig("sparse"), agent=AGENT, eval_every_frames=64, eval_episodes=3,
-    replay_capacity=1000,
+    replay_capacity=1000, network=NetworkConfig(feature_size=8, hidden_size=16),
 )  # fmt: skip
 
 
@@ -50,6 +50,12 @@ class Squares:
         success = self.places[:, 0] < 8.0
         return self.draw(), success.astype(np.float32), np.zeros(2, bool), success
 
+    def send(self, actions: NDArray[np.float32]) -> None:
+        self.sent = actions
+
+    def receive(self) -> tuple[Frames, NDArray[np.float32], NDArray[Any], NDArray[Any]]:
+        return self.step(self.sent)
+
     def draw(self) -> Frames:
         frames = np.zeros((2, 64, 64, 3), np.uint8)
         for frame, (x, y) in zip(frames, self.places.astype(int), strict=True):
@@ -66,11 +72,12 @@ class Run:
 
     def __call__(self, rounds: int | None = None) -> tuple[AgentStage, Squares]:
         environments, metrics = Squares(), Metrics(self.out)
-        actor = ActorConfig(2, "square", 10.0, network=NetworkConfig(feature_size=8, hidden_size=16))
+        actor = ActorConfig(2, "square", 10.0, network=self.config.network)
         agent = DrQV2(actor, self.config.agent, self.config.seed)
         with Replay(
-            self.out / "replay", capacity=self.config.replay_capacity, action_size=2, reward_names=(VIDEO, SPARSE)
-        ) as replay:
+            self.out / "replay", capacity=self.config.replay_capacity, action_size=2, reward_names=(VIDEO, SPARSE),
+            frame_stack=self.config.network.frame_stack,
+        ) as replay:  # fmt: skip
             stage = AgentStage(
                 self.config, agent, environments, replay, self.options.get("video"), self.options.get("experts"),
                 self.out,
@@ -101,6 +108,23 @@ def test_rounds_evaluations_and_the_replay(tmp_path: Path) -> None:
     assert evaluations[0]["low"] <= evaluations[0]["success"] <= evaluations[0]["high"]
     assert sorted(seed - EVALUATION_SEED for seed in played if seed >= EVALUATION_SEED) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert len(read_video(tmp_path / "run" / "videos" / "frames_00000064.mp4")[0]) == EPISODE + 1
+
+
+def test_it_acts_on_the_newest_frames_of_the_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, act = [], DrQV2.act
+
+    def watched(self: DrQV2, frames: Frames, step: int, *, explore: bool) -> NDArray[np.float32]:
+        seen.append(frames)
+        return act(self, frames, step, explore=explore)
+
+    monkeypatch.setattr(DrQV2, "act", watched)
+    Run(tmp_path / "run", replace(CONFIG, network=replace(CONFIG.network, frame_stack=3)))()
+    for start in (0, EPISODE):
+        episode = np.stack(seen[start : start + EPISODE])  # (T, 2, H, W, 9), oldest first
+        newest = episode[..., 6:]
+        np.testing.assert_array_equal(episode[0], np.concatenate([newest[0]] * 3, -1))
+        np.testing.assert_array_equal(episode[2:, ..., :3], newest[:-2])
+        np.testing.assert_array_equal(episode[1:, ..., 3:6], newest[:-1])
 
 
 @pytest.mark.parametrize("reward", ["sparse", "rnd", "amp"])

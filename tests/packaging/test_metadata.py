@@ -89,6 +89,7 @@ def test_entry_points(wheel: zipfile.ZipFile) -> None:
         "train-agent": "dr_sim.agent_commands:TrainAgent",
         "eval-agent": "dr_sim.agent_commands:EvalAgent",
         "sweep": "dr_sim.sweep:Sweep",
+        "import-adroit-policy": "dr_sim.adroit_import:ImportAdroitPolicy",
     }
     for target in entries["dr_core.commands"].values():
         module, _, name = target.partition(":")
