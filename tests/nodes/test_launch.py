@@ -295,6 +295,19 @@ def test_evaluate_two_agents_in_simulation_to_the_end(launch: Any, listener: Lis
     assert list(Path(f"{out}.episodes").iterdir()), "recordings"
 
 
+def test_a_trained_agent_drives_the_simulated_sawyer(launch: Any, tmp_path: Path) -> None:
+    """At the rate it was trained at; whether it gets there in time depends on the machine, and is not asked here."""
+    out, agent = tmp_path / "result", Path(__file__).parents[2] / "models" / "door-close" / "agent"
+    session = launch(
+        "evaluate", "--sim", "--sim-task", "door-close", "--sim-width", "64", "--sim-height", "64",
+        "--sim-camera-rate-hz", "40", "--policy", "checkpoint", "--checkpoint", str(agent),
+        "--episodes", "1", "--episode-s", "10.0", "--task", "door-close", "--out", str(out),
+    )  # fmt: skip
+    assert session.ended() == 0, session.output()
+    (result,) = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    assert result["outcome"] in ("success", "failure"), session.output()
+
+
 def test_a_killed_launcher_takes_its_nodes_along(launch: Any, listener: Listener, video: Path, tmp_path: Path) -> None:
     session = launch("record", f"path:={video}", f"directory:={tmp_path / 'episodes'}")
     images = listener.listen(Image, "/camera/color/image_raw", SENSOR)

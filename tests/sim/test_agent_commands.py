@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -76,13 +75,3 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(run: Path, tmp_pat
 def test_wrong_input_is_refused_in_one_line(tmp_path: Path, words: list[str], told: str) -> None:
     done = dr("train-agent", "--task", TASK, "--frames", "200", "--out", str(tmp_path / "run"), *words)
     assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
-
-
-def test_a_sweep_goes_on_and_prints_its_table(tmp_path: Path, capfd: Any) -> None:
-    words = ["sweep", "--task", TASK, "--reward", "sparse", "rnd", "--seeds", "1", "--quick", "--envs", "1"]
-    words += ["--out", str(tmp_path / "sweep")]
-    done = dr(*words)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"\| door-close \| \d+% \(n = 1\) \| \d+% \(n = 1\) \|", done.stdout)
-    again = dr(*words, wait_s=30.0)
-    assert again.stdout == (tmp_path / "sweep" / "table.md").read_text(), "nothing is trained twice"
