@@ -82,31 +82,31 @@ def test_the_interval_of_one_seed_is_that_of_its_episodes_and_of_more_that_of_th
     assert success_interval([0.0, 1.0], [10, 10]) == (0.5, 0.0, 1.0)
 
 
-def curve(reward: str, seed: int, *points: tuple[int, float], wall_s: float | None = None) -> list[Evaluation]:
-    return [Evaluation(TASK, reward, seed, frames, rate, 10, wall_s and wall_s * frames) for frames, rate in points]
+def curve(reward: str, seed: int, *points: tuple[int, float], trained_s: float | None = None) -> list[Evaluation]:
+    return [Evaluation(TASK, reward, seed, frames, rate, 10, trained_s and trained_s * frames) for frames, rate in points]
 
 
 def test_a_curve_has_the_points_that_all_its_seeds_have_reached(tmp_path: Path) -> None:
     evaluations = [
-        *curve("sparse", 0, (100, 0.0), (200, 0.4), (300, 1.0), wall_s=0.5),
-        *curve("sparse", 1, (100, 0.0), (200, 0.6), wall_s=1.5),
+        *curve("sparse", 0, (100, 0.0), (200, 0.4), (300, 1.0), trained_s=0.5),
+        *curve("sparse", 1, (100, 0.0), (200, 0.6), trained_s=1.5),
         *curve("rnd", 0, (100, 0.1)),
     ]
     curves = learning_curves(evaluations)
-    assert [(p.frames, p.wall_s, p.success, p.seeds, p.episodes) for p in curves[TASK, "sparse"]] == [
+    assert [(p.frames, p.trained_s, p.success, p.seeds, p.episodes) for p in curves[TASK, "sparse"]] == [
         (100, 100.0, 0.0, 2, 20),
         (200, 200.0, 0.5, 2, 20),
     ]
-    assert curves[TASK, "rnd"][0].wall_s is None
+    assert curves[TASK, "rnd"][0].trained_s is None
     text = table(curves, [TASK, "reach"], ["sparse", "rnd"])
     assert "| door-close | 50% [0, 100] (2 seeds, 20 episodes, 200 frames) | 10% [2, 40] (1 seed, 10 episodes" in text
     assert "| reach | not measured | not measured |" in text
     rows = list(csv.DictReader(curves_csv(evaluations).splitlines()))
     assert rows[2] == {
         **{"task": TASK, "reward": "sparse", "seed": "0", "frames": "300", "success": "1", "episodes": "10"},
-        "wall_s": "150.0",
+        "trained_s": "150.0",
     }
-    assert rows[5]["wall_s"] == ""
+    assert rows[5]["trained_s"] == ""
     with_times, without = (curves_figure(part, [TASK]) for part in (evaluations, evaluations[5:]))
     heights = [int.from_bytes(image[20:24], "big") for image in (with_times, without)]
     assert heights[0] > 1.5 * heights[1], "a second row of panels, against minutes"
@@ -114,7 +114,7 @@ def test_a_curve_has_the_points_that_all_its_seeds_have_reached(tmp_path: Path) 
 
 def test_a_part_that_was_trained_twice_counts_once(tmp_path: Path) -> None:
     lines = [(100, 0.1), (200, 0.2), (200, 0.3)]
-    text = "".join(json.dumps({"frames": f, "success": s, "n": 10, "wall_s": f / 10}) + "\n" for f, s in lines)
+    text = "".join(json.dumps({"frames": f, "success": s, "n": 10, "trained_s": f / 10}) + "\n" for f, s in lines)
     (tmp_path / "evaluations.jsonl").write_text(text + '{"frames": 300, "succ')
     assert read_evaluations(tmp_path, TASK, "rnd", 3) == [
         Evaluation(TASK, "rnd", 3, 100, 0.1, 10, 10.0),
