@@ -83,7 +83,9 @@ def test_the_interval_of_one_seed_is_that_of_its_episodes_and_of_more_that_of_th
 
 
 def curve(reward: str, seed: int, *points: tuple[int, float], trained_s: float | None = None) -> list[Evaluation]:
-    return [Evaluation(TASK, reward, seed, frames, rate, 10, trained_s and trained_s * frames) for frames, rate in points]
+    return [
+        Evaluation(TASK, reward, seed, frames, rate, 10, trained_s and trained_s * frames) for frames, rate in points
+    ]
 
 
 def test_a_curve_has_the_points_that_all_its_seeds_have_reached(tmp_path: Path) -> None:
