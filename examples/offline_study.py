@@ -1,6 +1,6 @@
 """Offline learning of a task from a fixed data set of mixed quality: does a learned label beat success alone?
 
-Records 4 qualities of the scripted expert, trains with each label and several seeds, plays each agent, and prints one
+Records several qualities of the scripted expert, trains with each label and several seeds, plays each agent, and prints one
 table (OUT/table.md). Started again with the same options, it goes on where it was stopped.
 
     python examples/offline_study.py --model runs/door/model --out runs/offline
@@ -21,7 +21,6 @@ from scipy import stats
 
 from dr_core.robot.evaluation import wilson
 
-QUALITIES = ("0", "25", "50", "100")
 DATA_SEED = 5000  # apart from those of a reward model's training
 CLONE = "clone"
 """The same learner that weighs all actions alike, whatever the label."""
@@ -75,6 +74,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="reward model, for all labels but sparse and clone")
     parser.add_argument("--labels", nargs="+", default=["sparse", "default", CLONE], help="as --reward, and clone")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each label")
+    parser.add_argument("--quality", type=int, nargs="+", default=[0, 25, 50, 100], help="per cent of random actions")
     parser.add_argument("--episodes", type=int, default=20, help="recordings of each quality")
     parser.add_argument("--steps", type=int, default=10_000, help="updates of each training")
     parser.add_argument("--eval-episodes", type=int, default=20, help="episodes that each agent plays")
@@ -82,7 +82,7 @@ def main() -> None:
     asked = parser.parse_args()
 
     record = ["record-expert", "--task", asked.task, "--episodes", asked.episodes, "--seed", DATA_SEED]
-    dr(*record, "--out", asked.out / "data", "--quality", *QUALITIES)
+    dr(*record, "--out", asked.out / "data", "--quality", *asked.quality)
     lines = [
         f"| {asked.task}, offline | success, mean over seeds ± 95 % | seeds | all episodes, 95 % |",
         "|---|---|---|---|",
