@@ -95,9 +95,11 @@ class TrainAgent:
                 {**to_mapping(config), "task": environments.task, "envs": self.envs},
                 "another task, number of environments or setting",
             )
+            learned: dict[str, object] = {"reward": self.reward, "seed": config.seed, "frames": config.frames}
             if self.model is not None:
                 manifest = json.loads((self.model / "manifest.json").read_text(encoding="utf-8"))
                 check_same_view(manifest, environments.task, environments.render, environments.rate_hz)
+                learned["reward_model"] = manifest["sha256"]["model.safetensors"]
             actor = ActorConfig(
                 environments.action_size, environments.task, environments.rate_hz, network=config.network
             )
@@ -128,7 +130,9 @@ class TrainAgent:
                 finally:
                     metrics.close()
             if not (self.out / "agent").exists():
-                agent.actor.save(self.out / "agent", render=environments.render.to_dict())
+                last = (self.out / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+                learned["evaluation"] = json.loads(last)
+                agent.actor.save(self.out / "agent", render=environments.render.to_dict(), learned=learned)
         print(f"agent: {self.out / 'agent'}")
         return 0
 
