@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each label")
     parser.add_argument("--quality", type=int, nargs="+", default=[0, 25, 50, 100], help="per cent of random actions")
     parser.add_argument("--episodes", type=int, default=20, help="recordings of each quality")
-    parser.add_argument("--steps", type=int, default=10_000, help="updates of each training")
+    parser.add_argument("--steps", type=int, default=5_000, help="updates of each training")
     parser.add_argument("--eval-episodes", type=int, default=20, help="episodes that each agent plays")
     parser.add_argument("--set", nargs="*", default=[], help="overrides of each training")
     asked = parser.parse_args()

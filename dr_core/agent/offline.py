@@ -96,8 +96,8 @@ class OfflineConfig:
 PRESETS: dict[str, OfflineConfig] = {
     # For a workstation's processor: smaller networks and batches, and values that travel faster through an episode.
     "default": OfflineConfig(
-        steps=10_000, batch_size=128, learning_rate=2e-4, n_step=3, tau=0.01, precision="bfloat16",
-        network=NetworkConfig(strides=(2, 2, 1, 1), hidden_size=256),
+        steps=5_000, batch_size=64, n_step=3, tau=0.01, precision="bfloat16",
+        network=NetworkConfig(strides=(3, 2, 1, 1), hidden_size=256),
     ),
     "paper": OfflineConfig(),
 }  # fmt: skip
