@@ -77,6 +77,8 @@ class AgentConfig:
     """Steps before the first update: 4000 frames at an action repeat of 2."""
     explore_steps: int = 2000
     """Steps at first whose actions are uniformly random."""
+    explore_hold: int = 1
+    """For how many steps of an environment each of them is held: drawn anew each time, they hardly move an arm."""
     shift: int = 4
     """Largest random shift, in pixels each way."""
     sigma_start: float = 1.0
@@ -92,7 +94,7 @@ class AgentConfig:
     drm: DormantConfig | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "n_step", "update_every", "sigma_steps"):
+        for name in ("batch_size", "n_step", "update_every", "sigma_steps", "explore_hold"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
         for name in ("seed_steps", "explore_steps", "shift", "noise_clip"):
@@ -306,7 +308,10 @@ class DrQV2:
         """
         if explore and step < self.config.explore_steps:
             shape = (len(frames), self.actor.config.action_size)
-            drawn = torch.rand(shape, device=self.device, generator=self._draws["act"])
+            draws = generator_on(
+                self.device, self.seed, "agent", "explore", step // (len(frames) * self.config.explore_hold)
+            )
+            drawn = torch.rand(shape, device=self.device, generator=draws)
             return (2.0 * drawn - 1.0).cpu().numpy()
         pictures = torch.as_tensor(np.ascontiguousarray(frames)).to(self.device).permute(0, 3, 1, 2)
         actions = self.actor(pictures)

@@ -86,7 +86,9 @@ PRESETS: dict[str, LoopConfig] = {
     "default": LoopConfig(
         frames=100_000,
         reward=RewardConfig(alpha=0.0, video_weight=0.2),
-        agent=AgentConfig(batch_size=64, learning_rate=3e-4, sigma_steps=20_000, precision="bfloat16"),
+        agent=AgentConfig(
+            batch_size=64, learning_rate=3e-4, sigma_steps=20_000, explore_hold=10, precision="bfloat16"
+        ),
         network=NetworkConfig(strides=(3, 2, 1, 1), hidden_size=256),
     ),
     # 3.1 million steps of the agent; here in simulator steps at the action repeat of most tasks.

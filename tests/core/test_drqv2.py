@@ -149,6 +149,11 @@ def test_sigma_falls_linearly_and_acting_explores_at_first() -> None:
     uniform = agent.act(frames, 9, explore=True)
     assert uniform.shape == (2000, 3) and uniform.dtype == np.float32
     np.testing.assert_allclose([uniform.mean(), uniform.var()], [0.0, 1 / 3], atol=0.02)
+    held = DrQV2(SMALL, replace(PLAIN, explore_steps=100, explore_hold=3), 3)
+    actions = [held.act(frames[:2], step, explore=True) for step in range(0, 12, 2)]  # two environments
+    for i, j in ((0, 1), (1, 2), (3, 4)):
+        np.testing.assert_array_equal(actions[i], actions[j])
+    assert not np.array_equal(actions[2], actions[3]) and not np.array_equal(actions[0][0], actions[0][1])
     mean = agent.act(frames, 1000, explore=False)
     np.testing.assert_array_equal(mean, agent.act(frames, 0, explore=False))
     noise = agent.act(frames, 1000, explore=True) - mean
