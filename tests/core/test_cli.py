@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-import time
 import types
 from dataclasses import dataclass, is_dataclass
 
@@ -135,19 +134,14 @@ def test_a_group_lists_only_its_own(commands: None, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == ""
 
 
-def test_real_help_is_quick_and_light(python) -> None:  # type: ignore[no-untyped-def]
+def test_real_help_loads_nothing_heavy(python) -> None:  # type: ignore[no-untyped-def]
     heavy = ("torch", "cv2", "mujoco", "gymnasium", "metaworld", "scipy", "pandas", "rclpy", "matplotlib")
     program = (
         "import sys; from dr_core.cli import main; status = main(['--help']);"
         f"print('loaded:', *sorted(set(sys.modules) & set({heavy!r}))); sys.exit(status)"
     )
-    seconds = []
-    for _ in range(3):  # the fastest counts: the machine may be busy
-        start = time.perf_counter()
-        done = python("-c", program)
-        seconds.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-    assert min(seconds) < 1.5
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "loaded:"
     for name in cli.COMMANDS:
         assert re.search(rf"^  {name} +\S", done.stdout, re.M), name
