@@ -78,7 +78,8 @@ class AgentConfig:
     explore_steps: int = 2000
     """Steps at first whose actions are uniformly random."""
     explore_hold: int = 1
-    """For how many steps of an environment each of them is held: drawn anew each time, they hardly move an arm."""
+    """For how many steps of an environment these and the later noise are held: drawn anew each time, they hardly move
+    an arm (after Eberhard et al., ICLR 2023, on exploration that is correlated in time)."""
     shift: int = 4
     """Largest random shift, in pixels each way."""
     sigma_start: float = 1.0
@@ -276,7 +277,6 @@ class DrQV2:
             "critic": torch.optim.Adam(self._values, config.learning_rate, fused=True),
         }
         self._draws = {
-            "act": generator_on(self.device, seed, "agent", "act"),
             "update": generator_on(self.device, seed, "agent", "update"),
             "perturb": generator(seed, "agent", "perturb"),
         }
@@ -306,17 +306,16 @@ class DrQV2:
             step: of the agent, counts all environments.
             explore: add noise, and act at random in the first ``explore_steps``; False gives the mean.
         """
+        shape = (len(frames), self.actor.config.action_size)
+        # The step alone decides, so that a resumed run draws what it would have drawn.
+        moment = step // (len(frames) * self.config.explore_hold)
+        draws = generator_on(self.device, self.seed, "agent", "act", moment) if explore else None
         if explore and step < self.config.explore_steps:
-            shape = (len(frames), self.actor.config.action_size)
-            draws = generator_on(
-                self.device, self.seed, "agent", "explore", step // (len(frames) * self.config.explore_hold)
-            )
-            drawn = torch.rand(shape, device=self.device, generator=draws)
-            return (2.0 * drawn - 1.0).cpu().numpy()
+            return (2.0 * torch.rand(shape, device=self.device, generator=draws) - 1.0).cpu().numpy()
         pictures = torch.as_tensor(np.ascontiguousarray(frames)).to(self.device).permute(0, 3, 1, 2)
         actions = self.actor(pictures)
         if explore:
-            noise = torch.randn(actions.shape, device=self.device, generator=self._draws["act"])
+            noise = torch.randn(shape, device=self.device, generator=draws)
             actions = (actions + noise * self.sigma(step)).clamp(-INSIDE, INSIDE)
         return actions.cpu().numpy()
 
@@ -373,6 +372,7 @@ class DrQV2:
                 "networks": {name: network.state_dict() for name, network in self._networks()},
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
                 "generators": {name: draws.get_state() for name, draws in self._draws.items()},
+                "seed": self.seed,
                 "dormant": self._dormant,
                 "awake_since": self._awake_since,
                 "last_step": self._last_step,
@@ -392,6 +392,7 @@ class DrQV2:
                 optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
             for name, draws in self._draws.items():
                 draws.set_state(state["generators"][name].cpu())
+            self.seed = int(state["seed"])
             self._dormant = state["dormant"].to(self.device, copy=True)
             self._awake_since = state["awake_since"].to(self.device, copy=True)
             self._last_step = int(state["last_step"])

@@ -154,6 +154,9 @@ def test_sigma_falls_linearly_and_acting_explores_at_first() -> None:
     for i, j in ((0, 1), (1, 2), (3, 4)):
         np.testing.assert_array_equal(actions[i], actions[j])
     assert not np.array_equal(actions[2], actions[3]) and not np.array_equal(actions[0][0], actions[0][1])
+    first, second, third = (held.act(frames[:2], step, explore=True) for step in (600, 602, 606))
+    np.testing.assert_allclose(first, second, atol=0.02)  # the noise too, while sigma falls
+    assert np.abs(second - third).max() > 0.1
     mean = agent.act(frames, 1000, explore=False)
     np.testing.assert_array_equal(mean, agent.act(frames, 0, explore=False))
     noise = agent.act(frames, 1000, explore=True) - mean
