@@ -90,6 +90,9 @@ class AgentConfig:
     """Bound of the noise inside an update; acting has none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the products inside an update; weights, targets, losses and acting are float32."""
+    saturation_penalty: float = 0.0
+    """Weight of the mean square of the actor's output before its tanh, in units of Q: a policy that saturates early
+    has no gradient left to leave a corner with."""
     compile: bool = False
     """Fuse the update's operations with torch.compile."""
     drm: DormantConfig | None = None
@@ -98,7 +101,7 @@ class AgentConfig:
         for name in ("batch_size", "n_step", "update_every", "sigma_steps", "explore_hold"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
-        for name in ("seed_steps", "explore_steps", "shift", "noise_clip"):
+        for name in ("seed_steps", "explore_steps", "shift", "noise_clip", "saturation_penalty"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 0")
         if not (0.0 <= self.discount <= 1.0 and 0.0 < self.tau <= 1.0 and self.learning_rate > 0.0):
@@ -431,10 +434,11 @@ class DrQV2:
         with self._rounded():
             with torch.no_grad():
                 summary = self.critic.trunk(features)
-            actions = self.actor.mean(features).float() + noise
+            raw = self.actor.policy(self.actor.trunk(features)).float()
+            actions = torch.tanh(raw) + noise
             actions = actions + (actions.clamp(-INSIDE, INSIDE) - actions).detach()
             values = self.critic.judge(summary, actions)
-        return -values.float().amin(0).mean()
+        return self.config.saturation_penalty * raw.square().mean() - values.float().amin(0).mean()
 
     def _descend(self, name: str, loss: Tensor, parameters: list[nn.Parameter]) -> None:
         optimizer = self._optimizers[name]

@@ -87,7 +87,12 @@ PRESETS: dict[str, LoopConfig] = {
         frames=100_000,
         reward=RewardConfig(alpha=0.0, video_weight=0.2),
         agent=AgentConfig(
-            batch_size=64, learning_rate=3e-4, sigma_steps=20_000, explore_hold=10, precision="bfloat16"
+            batch_size=64,
+            learning_rate=3e-4,
+            sigma_steps=20_000,
+            explore_hold=10,
+            saturation_penalty=0.05,
+            precision="bfloat16",
         ),
         network=NetworkConfig(strides=(3, 2, 1, 1), hidden_size=256),
     ),
