@@ -47,7 +47,7 @@ if [ "$pretrained" ]; then
 else
     agent=$run/agent/agent
     say "6/10  an agent learns to close the door from that reward"
-    dr train-agent --task door-close --model "$run/model" --frames 30000 --set eval_every_frames=5000 eval_episodes=20 \
+    dr train-agent --task door-close --model "$run/model" --frames 15000 --set eval_every_frames=5000 eval_episodes=20 \
         --out "$run/agent" --resume
 fi
 
