@@ -12,10 +12,8 @@ TOPICS = "camera/color/camera_info joint_states ee_pose /tf /tf_static object_po
 TOPICS += "gate_state desired_twist servo_node/delta_twist_cmds deadman agent/action agent_a/action agent_b/action"
 SIM, MODE, MODEL, POLICY_B, TELEOP = map(LaunchConfiguration, ("sim", "mode", "model", "policy_b", "teleop"))
 POLICIES, MODES = ["scripted", "disturbed", "checkpoint"], ["dry-run", "shadow", "slow", "full"]
-ARM = PythonExpression(
-    ["'sim_panda.yaml' if '", LaunchConfiguration("sim_task"), "' == 'panda-push' else 'sim_sawyer.yaml'"]
-)
-SIM_ROBOT_FILE = PathJoinSubstitution([FindPackageShare("dr_core"), "config", "robots", ARM])
+ARM = ["'sim_panda.yaml' if '", LaunchConfiguration("sim_task"), "' == 'panda-push' else 'sim_sawyer.yaml'"]
+ARM_FILE = PathJoinSubstitution([FindPackageShare("dr_core"), "config", "robots", PythonExpression(ARM)])
 FIRST = PythonExpression(["'agent_a' if '", POLICY_B, "' else 'agent'"])
 AGENTS = PythonExpression(["['agent_a', 'agent_b'] if '", POLICY_B, "' else ['agent']"])
 SCORED = ["r'''", MODEL, "''' != ''"]
@@ -29,15 +27,11 @@ def in_sim(text, otherwise=""):
 ARGUMENTS = [
     DeclareLaunchArgument("out", default_value="runs/evaluation", description="of the report; beside it: OUT.episodes"),
     DeclareLaunchArgument("sim", default_value="false", choices=["true", "false"], description="use the simulated arm"),
-    DeclareLaunchArgument(
-        "sim_task", default_value="panda-push", description="of the simulated arm, or a Meta-World task"
-    ),
+    DeclareLaunchArgument("sim_task", default_value="panda-push", description="simulated: this, or a Meta-World task"),
     DeclareLaunchArgument("sim_width", default_value="640", description="of its pictures, pixels"),
     DeclareLaunchArgument("sim_height", default_value="480", description="of its pictures, pixels"),
     DeclareLaunchArgument("sim_camera_rate_hz", default_value="30.0", description="its pictures a second"),
-    DeclareLaunchArgument(
-        "robot_file", default_value=in_sim(SIM_ROBOT_FILE), description="YAML file of the robot, its limits"
-    ),
+    DeclareLaunchArgument("robot_file", default_value=in_sim(ARM_FILE), description="YAML file of the robot"),
     DeclareLaunchArgument("mode", default_value=in_sim("full", "dry-run"), choices=MODES, description="who may drive"),
     DeclareLaunchArgument("episodes", default_value="5", description="of each agent"),
     DeclareLaunchArgument("episode_s", default_value="30.0", description="longest episode, seconds"),

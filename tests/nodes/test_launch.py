@@ -182,7 +182,7 @@ def test_the_five_launch_files_are_there() -> None:
     assert NAMES == ["calibrate", "evaluate", "record", "reward", "sim_demo"]
     documented = told("--help").stdout
     for path in FILES:
-        assert len(path.read_text().splitlines()) < 80
+        assert len(path.read_text().splitlines()) < 90
         assert f"{path.name.removesuffix('.launch.py')}:" in documented
 
 
