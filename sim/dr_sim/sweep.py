@@ -17,6 +17,7 @@ import tyro
 
 from dr_core.errors import ConfigError
 from dr_sim.agent_commands import RewardName
+from dr_sim.workers import usable_cores
 
 QUICK = ("agent.batch_size=16", "agent.seed_steps=100", "agent.explore_steps=100", "eval_episodes=2")
 QUICK_FRAMES = 800
@@ -193,20 +194,25 @@ class Sweep:
 
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
         paths = [word for flag, path in self.inputs() for word in (flag, str(path))]
-        return start_training([*self.words(job), *paths], job.out, job.log)
+        threads = max(1, usable_cores() // self.jobs) if self.jobs > 1 else None
+        return start_training([*self.words(job), *paths], job.out, job.log, threads)
 
 
-def start_training(words: Sequence[str], out: Path, log: Path) -> subprocess.Popen[bytes]:
+def start_training(words: Sequence[str], out: Path, log: Path, threads: int | None = None) -> subprocess.Popen[bytes]:
     """Begin or continue a training in ``out``, with the options ``words``; what it says is added to ``log``.
 
-    On Linux it ends as with SIGTERM when the thread that called this is gone.
+    On Linux it ends as with SIGTERM when the thread that called this is gone. ``threads`` bounds those of its
+    arithmetic, unless OMP_NUM_THREADS says otherwise: trainings side by side would wait for each other's.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "dr_core.cli", "train-agent", *words, "--out", str(out), "--resume"]
     if sys.platform == "linux":
         command = [sys.executable, "-c", _TIED, str(os.getpid()), *command]
     with log.open("ab") as stream:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+        environment = dict(os.environ)
+        if threads is not None:
+            environment.setdefault("OMP_NUM_THREADS", str(threads))
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
 
 
 def train_all(jobs: Sequence[Job], start: Starter, at_a_time: int) -> list[Job]:
