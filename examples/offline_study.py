@@ -1,7 +1,7 @@
 """Offline learning of a task from a fixed data set of mixed quality: does a learned label beat success alone?
 
-Records several qualities of the scripted expert, trains with each label and several seeds, plays each agent, and prints one
-table (OUT/table.md). Started again with the same options, it goes on where it was stopped.
+Records several qualities of the scripted expert, trains with each label and several seeds, plays each agent, and prints
+one table (OUT/table.md). Started again with the same options, it goes on where it was stopped.
 
     python examples/offline_study.py --model runs/door/model --out runs/offline
 """
