@@ -55,7 +55,8 @@ from dr_core.codec.train import to_images
 from dr_core.codec.vqgan import VQGAN
 from dr_core.diffusion.schedule import ScheduleConfig, mask_and_uniform
 from dr_core.diffusion.train import history_indices
-from dr_core.rewards.online import RewardName, video_reward
+from dr_core.rewards.names import RewardName
+from dr_core.rewards.online import video_reward
 from dr_core.rewards.rnd import RandomNetworkDistillation
 
 TARGET = 3.0

@@ -22,6 +22,15 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write a file under a temporary name, then rename: a reader, or a restart, sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    fsync(temporary)
+    temporary.replace(path)
+    fsync(path.parent)
+
+
 @contextmanager
 def exclusive(out: Path) -> Iterator[None]:
     """Be the one process that writes to ``out``, which is made if it is not there.

@@ -212,7 +212,8 @@ class AgentStage:
             total, count = self._random_video
             # discounts is γ^n, so that the fraction is 1 + γ + ... + γ^(n - 1).
             video = video - np.float32(total / count) * (1.0 - batch.discounts) / (1.0 - self.config.agent.discount)
-        newest = np.ascontiguousarray(batch.next_frames[:, -3:].transpose(0, 2, 3, 1))  # (B, H, W, 3)
+        if self._rnd is not None or self._amp is not None:
+            newest = np.ascontiguousarray(batch.next_frames[:, -3:].transpose(0, 2, 3, 1))  # (B, H, W, 3)
         if self._rnd is not None:
             novelty = self._rnd.update(newest)
         if self._amp is not None and self._experts is not None:

@@ -32,8 +32,10 @@ from dr_core.checkpoint import load_weights
 from dr_core.data.episodes import Episode, read_episode
 from dr_core.data.images import ImageRule
 from dr_core.errors import BagError
+from dr_core.files import write_whole
 from dr_core.rewards.combine import combine
-from dr_core.rewards.online import EpisodeReward, RewardName
+from dr_core.rewards.names import RewardName
+from dr_core.rewards.online import EpisodeReward
 from dr_core.seeding import generator, generator_on, numpy_generator
 
 Frames = NDArray[np.uint8]
@@ -416,9 +418,7 @@ def labelled(
             episodes = fill(replay, data, config.image, score)
             scale = reward_scale(episodes, success_weight=config.success_weight, span=config.return_span)
             facts = (data.task, data.rate_hz, data.action_size, data.render, data.frames, scale, replay.digest())
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(Labels(*facts, episodes)), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(file)
+        write_whole(file, json.dumps(asdict(Labels(*facts, episodes)), indent=1) + "\n")
     labels = Labels(**json.loads(file.read_text(encoding="utf-8")))
     with _open(out, config, labels) as replay:
         if replay.digest() != labels.digest:

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dr_core.errors import UserError
-from dr_core.files import exclusive, fsync
+from dr_core.files import exclusive, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Replay:
             self._read_episodes()
             self._allocate()
             # Last, so that a replay for which there is no room leaves no settings that the next one must have.
-            _replace(directory / SETTINGS, json.dumps(settings))
+            write_whole(directory / SETTINGS, json.dumps(settings))
             frames_shape = (self._slots, height * width * channels)
             steps_shape = (self._slots, action_size + len(self.reward_names))
             # Without the memmap class, whose every view costs microseconds.
@@ -474,7 +474,7 @@ class Replay:
         for episode in self._kept:
             facts = dict(zip(names, episode.item(), strict=True))
             lines += json.dumps({"event": "commit", **facts, "sha256": facts["sha256"].decode()}) + "\n"
-        _replace(self.directory / EPISODES, lines)
+        write_whole(self.directory / EPISODES, lines)
         self._lines_bytes = len(lines)
 
 
@@ -489,15 +489,6 @@ def _write(file: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename: it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    fsync(temporary)
-    temporary.rename(path)
-    fsync(path.parent)
 
 
 def _heading(length: int, terminal: bool) -> bytes:

@@ -27,7 +27,9 @@ def agent_html(training: Path, played: Path) -> str:
         UserError: a file is damaged.
     """
     parts = []
-    if lines := _lines(training / EVALUATIONS, ("frames", "trained_s", "success", "low", "high", "n")):
+    read = _lines(training / EVALUATIONS, ("frames", "trained_s", "success", "low", "high", "n"))
+    # Of a part that was trained twice, after a kill, the later ones.
+    if lines := sorted({line["frames"]: line for line in read}.values(), key=lambda line: line["frames"]):
         last = lines[-1]
         parts.append(
             f"<p>Trained for {last['frames']:,.0f} simulator steps, {last['trained_s'] / 60:.0f} minutes without the "

@@ -16,16 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dr_core.errors import ConfigError
 from dr_core.rewards.combine import PUBLISHED_ALPHA
+from dr_core.rewards.names import RewardName
 
-RewardName = Literal["sparse", "rnd", "amp", "viper", "viper_std", "default", "diffusion_reward", "likelihood"]
-REWARD_NAMES: tuple[str, ...] = get_args(RewardName)
 ESTIMATORS = {"default": None, "diffusion_reward": "paper", "likelihood": "likelihood"}
 """Of the rewards that come from a reward model."""
 

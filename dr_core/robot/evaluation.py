@@ -14,7 +14,6 @@ import csv
 import dataclasses
 import json
 import math
-import os
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dr_core.errors import ConfigError, OutputInUseError, UserError
-from dr_core.files import exclusive, fsync
+from dr_core.files import exclusive, write_whole
 
 MODES = ("dry-run", "shadow", "slow", "full")
 MOVING = ("slow", "full")
@@ -250,7 +249,7 @@ class Results:
             order = schedule(settings.agents, settings.episodes, settings.seed)
             if not (out / PLAN).exists():
                 plan = {"format": FORMAT, "settings": wanted, "order": order, "provenance": dict(provenance)}
-                _write(out / PLAN, json.dumps(plan, indent=2) + "\n")
+                write_whole(out / PLAN, json.dumps(plan, indent=2) + "\n")
             known = read_plan(out)["settings"]
             for name, value in wanted.items():
                 if known.get(name) != value:
@@ -298,8 +297,8 @@ class Results:
             lines.append("{:d},{:.9g},{:d},{:.9g}".format(*row))
         done = [*self.done, result]
         try:
-            _write(self.out / REWARDS / f"{result.name}.csv", "\n".join(lines) + "\n")
-            _write(self.out / EPISODES, "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in done))
+            write_whole(self.out / REWARDS / f"{result.name}.csv", "\n".join(lines) + "\n")
+            write_whole(self.out / EPISODES, "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in done))
         except OSError as error:
             raise _not_written(self.out, error) from error
         self.done = done
@@ -357,15 +356,6 @@ def read_curve(out: Path, name: str) -> Curve:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, repr(error)) from error
     return Curve.of(rows)
-
-
-def _write(path: Path, text: str) -> None:
-    """In one step: a reader, or a restart, sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    fsync(temporary)
-    temporary.replace(path)
-    fsync(path.parent)
 
 
 def _in_use(out: Path, expected: str, found: str) -> OutputInUseError:

@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from dr_core.errors import ConfigError
+from dr_core.rewards.names import RewardName
 from dr_sim.workers import usable_cores
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-# As in dr_core.rewards.online, which imports NumPy.
-RewardName = Literal["sparse", "rnd", "amp", "viper", "viper_std", "default", "diffusion_reward", "likelihood"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,7 @@ class TrainAgent:
         from dr_core.seeding import choose_device
         from dr_core.training import Metrics, train
         from dr_sim.rendering import check_same_view
+        from dr_sim.tasks import resolve_task
         from dr_sim.vector import VectorEnvironment
 
         preset = PRESETS[self.preset]
@@ -88,8 +87,9 @@ class TrainAgent:
         for text in itertools.chain(*self.set):
             config = override(config, parse_set(text))
         device = choose_device(self.device)
-        score = video_reward(self.reward, self.task, model=self.model, viper=self.viper, device=device)
-        with run_directory(self.out, resume=self.resume), VectorEnvironment(self.task, self.envs) as environments:
+        task = resolve_task(self.task)
+        score = video_reward(self.reward, task, model=self.model, viper=self.viper, device=device)
+        with run_directory(self.out, resume=self.resume), VectorEnvironment(task, self.envs) as environments:
             keep_settings(
                 self.out / "config.yaml",
                 {**to_mapping(config), "task": environments.task, "envs": self.envs},

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import get_args
 
-from dr_sim.agent_commands import RewardName
+from dr_core.rewards.names import RewardName
 
 COLUMNS = 4
 COLOURED = ("diffusion_reward", "rnd", "amp", "default", "viper", "viper_std", "sparse")

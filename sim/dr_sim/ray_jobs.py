@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import shutil
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_core.errors import OutputInUseError, UserError
-from dr_core.files import exclusive
+from dr_core.files import exclusive, write_whole
 from dr_sim.sweep import Job, start_training
 
 Files = Mapping[str, bytes]
@@ -75,7 +74,8 @@ class Cluster:
             self._folder = f"{folder}/{identity.read_text(encoding='utf-8')}"
             self._names = [(flag, path.resolve().name) for flag, path in inputs]
             self._inputs = [self.ray.put(pack(path.resolve())) for _, path in inputs]
-            self._options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}
+            self._options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}
+            self._options["scheduling_strategy"] = "SPREAD"
             self._train, self._forget = self.ray.remote(train_on_node), self.ray.remote(num_cpus=0)(forget_on_node)
             self._forgetting: list[Any] = []
         except BaseException:
@@ -92,7 +92,7 @@ class Cluster:
 
     def start(self, job: Job, words: Sequence[str]) -> RayTraining:
         """Queue a training, on the node that has a part of it if that is still there."""
-        options: dict[str, Any] = {"name": str(job), **self._options}
+        options = {"name": str(job), **self._options}
         place = RayTraining.node_file(job)
         if place.is_file():
             options["scheduling_strategy"] = self._on(place.read_text(encoding="utf-8"), soft=True)
@@ -171,8 +171,9 @@ class RayTraining:
             self._node = node
         # The manifest of the agent is the last file: with it the job is done.
         unpack({name: data for name, data in files.items() if name != LOG}, job.out)
-        write(self.node_file(job), node.encode())
-        write(job.log, files.get(LOG, b""))
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.node_file(job), node)
+        write_whole(job.log, files.get(LOG, b""))
         if self._status == 0 and job.done:
             self.node_file(job).unlink()
             self._cluster.forget(job, node)
@@ -293,12 +294,5 @@ def pack_below(folder: Path, names: Sequence[str]) -> Files:
 def unpack(files: Files, folder: Path) -> None:
     """Write the files; manifests last, since they say that a directory is whole."""
     for name in sorted(files, key=lambda name: Path(name).name == "manifest.json"):
-        write(folder / name, files[name])
-
-
-def write(path: Path, data: bytes) -> None:
-    """In one step: a reader, or a restart, sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / name, files[name])

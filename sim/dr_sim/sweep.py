@@ -16,7 +16,7 @@ from typing import Protocol
 import tyro
 
 from dr_core.errors import ConfigError
-from dr_sim.agent_commands import RewardName
+from dr_core.rewards.names import RewardName
 from dr_sim.workers import usable_cores
 
 QUICK = ("agent.batch_size=16", "agent.seed_steps=100", "agent.explore_steps=100", "eval_episodes=2")

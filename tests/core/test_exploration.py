@@ -128,17 +128,17 @@ import numpy as np, torch
 from dr_core.presets import PRESETS
 from dr_core.codec.fsq import FSQConfig
 from dataclasses import replace
-from dr_core.rewards.model import BATCH, SMALL_BATCH, Networks, RewardModel
+from dr_core.rewards.model import SMALL_BATCH, Networks, RewardModel
 torch.set_num_threads(1)
 torch.manual_seed(0)
-config = replace(PRESETS["tiny"]().model, fsq=FSQConfig(channels=160))
+config = replace(PRESETS["tiny"]().model, fsq=FSQConfig(channels=64))
 model = RewardModel(config, Networks(config), {"tasks": [], "statistics": {}})
-frames = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), np.uint8)
+frames = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 3), np.uint8)
 model._batch = SMALL_BATCH
 wanted = model.tokenize(frames)  # also prepares the kernels of the small batches
-model._batch = BATCH
+model._batch = len(frames)  # 100 MB for the widest layer, 1 MB with the small batch
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 16 * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + 48 * 2**20, resource.RLIM_INFINITY))
 found = model.tokenize(frames)
 assert model._batch == SMALL_BATCH, model._batch
 assert np.array_equal(found, wanted)

@@ -19,7 +19,8 @@ from dr_core.agent.loop import EVALUATION_SEED, SPARSE, VIDEO, AgentStage, LoopC
 from dr_core.agent.replay import Replay
 from dr_core.data.video import read_video
 from dr_core.rewards.combine import until_success
-from dr_core.rewards.online import RewardConfig, RewardName
+from dr_core.rewards.names import RewardName
+from dr_core.rewards.online import RewardConfig
 from dr_core.training import Metrics, read_metrics, train
 
 Frames = NDArray[np.uint8]

@@ -13,7 +13,8 @@ import torch
 from dr_core.errors import ConfigError
 from dr_core.presets import PRESETS
 from dr_core.rewards.model import RewardModel
-from dr_core.rewards.online import RewardConfig, RewardName, video_reward
+from dr_core.rewards.names import RewardName
+from dr_core.rewards.online import RewardConfig, video_reward
 from dr_core.rewards.train import train_reward
 from dr_core.rewards.viper import PRESETS as VIPER_PRESETS
 from dr_core.rewards.viper import ViperModel

@@ -164,7 +164,7 @@ def test_two_episodes_in_simulation(
 
 
 def test_faults_in_the_middle_of_episodes(
-    world: Any, start_node: Any, played: PlayedRobot, robot_file: str, call: Any, tmp_path: Path
+    world: Any, start_node: Any, played: PlayedRobot, robot_file: str, node: Any, call: Any, tmp_path: Path
 ) -> None:
     """A killed agent, an emergency stop, a killed evaluator; and then success all the same."""
     from dr_interfaces.srv import ResetGate
@@ -231,6 +231,8 @@ def test_faults_in_the_middle_of_episodes(
     assert "no good command" in played.causes[0]
     evaluator = start_node("evaluator", **common, **values)
     # The killed one counts as a second publisher until its lease ends; then the gate can be reset for good.
+    here.until(lambda: "episode 3 of 3, a: bring" in evaluator.output(), evaluator.output())
+    here.until(lambda: node.count_publishers(here.topic("desired_twist")) == 1)
     here.until(lambda: played.state == ACTIVE or (reset_gate() and False))
     begin(3)
     here.play("done", Bool, lambda: Bool(data=True))

@@ -12,7 +12,7 @@ from typing import get_args
 
 import pytest
 
-from dr_core.rewards.online import RewardName
+from dr_core.rewards.names import RewardName
 from dr_core.training import read_metrics
 
 TASK = "door-close"
@@ -67,3 +67,16 @@ def test_a_reward_of_another_camera_or_render_quality_is_refused(tmp_path: Path,
     done = dr("train-agent", "--task", TASK, "--model", model, "--envs", "1", "--out", tmp_path / "run")
     assert done.returncode == 2 and f"expected the camera of the model: {setting} {value}; found" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_both_spellings_of_a_task_get_the_statistics_of_its_experts(tmp_path: Path) -> None:
+    terms = []
+    for task in (TASK, f"{TASK}-v3"):
+        out = tmp_path / task
+        small = ("--set", "agent.batch_size=8", "agent.seed_steps=100", "agent.explore_steps=100", "eval_episodes=1")
+        done = dr(
+            "train-agent", "--task", task, "--model", MODEL, "--envs", "1", "--frames", "800", "--out", out, *small
+        )
+        assert done.returncode == 0, done.stderr
+        terms.append(read_metrics(out / "metrics.jsonl")[-1]["term_video"])
+    assert terms[0] == terms[1] != 0.0
