@@ -1,1 +1,1 @@
-"""Calibration of cameras and of where they stand: boards, intrinsics, hand-eye, time offset, and whether all still holds."""
+"""Calibration of cameras: boards, intrinsics, hand-eye, time offset, and whether all of it still holds."""

@@ -95,6 +95,17 @@ class Encoder(nn.Module):
         return self.convolutions(pictures).flatten(1)
 
 
+def trunk(size: int, features: int) -> nn.Sequential:
+    """What makes the encoder's output small: (B, size) → (B, features) in [-1, 1]."""
+    return nn.Sequential(nn.Linear(size, features), nn.LayerNorm(features), nn.Tanh())
+
+
+def perceptron(size: int, hidden: int, outputs: int, linear: type[nn.Module] = nn.Linear) -> nn.Sequential:
+    """Two hidden layers of ReLU units: (B, size) → (B, outputs)."""
+    layers = (linear(size, hidden), nn.ReLU(inplace=True), linear(hidden, hidden), nn.ReLU(inplace=True))
+    return nn.Sequential(*layers, linear(hidden, outputs))
+
+
 class Actor(nn.Module):
     """The policy's mean: pictures (B, 3 * frame_stack, S, S) uint8 → actions (B, action_size) in [-1, 1]."""
 
@@ -103,14 +114,8 @@ class Actor(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         features, hidden = config.network.feature_size, config.network.hidden_size
-        self.trunk = nn.Sequential(nn.Linear(self.encoder.size, features), nn.LayerNorm(features), nn.Tanh())
-        self.policy = nn.Sequential(
-            nn.Linear(features, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, config.action_size),
-        )
+        self.trunk = trunk(self.encoder.size, features)
+        self.policy = perceptron(features, hidden, config.action_size)
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.mean(self.encoder(pictures.float() / 255.0 - 0.5))

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dr_core.agent.actor import Actor, ActorConfig
+from dr_core.agent.actor import Actor, ActorConfig, perceptron, trunk
 from dr_core.errors import CheckpointError, ConfigError
 from dr_core.seeding import generator, generator_on
 
@@ -180,14 +180,8 @@ class Critic(nn.Module):
     def __init__(self, config: ActorConfig, size: int) -> None:
         super().__init__()
         features, hidden = config.network.feature_size, config.network.hidden_size
-        self.trunk = nn.Sequential(nn.Linear(size, features), nn.LayerNorm(features), nn.Tanh())
-        self.twins = nn.Sequential(
-            TwinLinear(features + config.action_size, hidden),
-            nn.ReLU(inplace=True),
-            TwinLinear(hidden, hidden),
-            nn.ReLU(inplace=True),
-            TwinLinear(hidden, 1),
-        )
+        self.trunk = trunk(size, features)
+        self.twins = perceptron(features + config.action_size, hidden, 1, TwinLinear)
 
     def forward(self, features: Tensor, actions: Tensor) -> Tensor:
         return self.judge(self.trunk(features), actions)

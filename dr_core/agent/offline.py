@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dr_core.agent.actor import Actor, ActorConfig, NetworkConfig
+from dr_core.agent.actor import Actor, ActorConfig, NetworkConfig, perceptron, trunk
 from dr_core.agent.drqv2 import Critic, Transitions, draw_weights, random_shift, scaled
 from dr_core.agent.loop import SPARSE, VIDEO
 from dr_core.agent.replay import Batch, Replay, ReplayError
@@ -120,16 +120,7 @@ class Value(nn.Module):
     def __init__(self, config: ActorConfig, size: int) -> None:
         super().__init__()
         features, hidden = config.network.feature_size, config.network.hidden_size
-        self.layers = nn.Sequential(
-            nn.Linear(size, features),
-            nn.LayerNorm(features),
-            nn.Tanh(),
-            nn.Linear(features, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, 1),
-        )
+        self.layers = nn.Sequential(trunk(size, features), perceptron(features, hidden, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.layers(features).squeeze(-1)

@@ -12,7 +12,7 @@ import pytest
 # package: (folder, what it may import of this repository)
 PACKAGES = {
     "dr_core": ("dr_core", set()),
-    "dr_calibration": ("calibration/dr_calibration", set()),
+    "dr_calibration": ("calibration/dr_calibration", {"dr_core"}),
     "dr_sim": ("sim/dr_sim", {"dr_core"}),
     "dr_nodes": ("ros2_ws/src/dr_nodes/dr_nodes", {"dr_core", "dr_calibration", "dr_interfaces"}),
 }
