@@ -221,7 +221,8 @@ def cluster(tmp_path: Path) -> Iterator[str]:
     try:
         for home in (tmp_path / "home_0", tmp_path / "home_1"):
             home.mkdir()
-            variables = {**os.environ, "HOME": str(home)}
+            # Ray kills trainings when other programs of the machine take the memory.
+            variables = {**os.environ, "HOME": str(home), "RAY_memory_monitor_refresh_ms": "0"}
             nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False, env_vars=variables)
         yield nodes.address
     finally:
