@@ -1,10 +1,10 @@
-# make test | demo | lint | type | bench | bench-ros | ros-build | clean
+# make test | demo | lint | type | bench | bench-calibration | bench-ros | ros-build | clean
 # The first target that needs it sets up .venv (scripts/setup_env.sh); PYTHON=python3.12 chooses the interpreter.
 SHELL := /bin/bash
 BIN := $(CURDIR)/.venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: env demo test lint type bench bench-ros ros-build clean
+.PHONY: env demo test lint type bench bench-calibration bench-ros ros-build clean
 
 env: $(STAMP)
 
@@ -28,6 +28,10 @@ bench: $(STAMP)
 	@set -e; shopt -s nullglob; files=(benchmarks/*_speed.py); \
 	if [ $${#files[@]} -eq 0 ]; then echo "no benchmarks yet"; fi; \
 	for file in "$${files[@]}"; do echo "$(BIN)/python $$file"; $(BIN)/python "$$file"; done
+
+# Errors of the calibration against rendered truth; ARGS="--only hand-eye" for a part of it.
+bench-calibration: $(STAMP)
+	$(BIN)/python benchmarks/calibration.py $(ARGS)
 
 # About 12 minutes and 20 GB of disk for a while; ARGS="--only transport --seconds 10" for a part of it.
 bench-ros: $(STAMP)

@@ -38,7 +38,7 @@ class Launch:
 
     evaluate: episodes of one agent, or of two in turn, with a report.
 
-    calibrate: records images, joints and poses for a calibration.
+    calibrate: a camera, teleoperation, and one step of its calibration, or a recording for it.
 
     Arguments follow the name as name:=value, as --name value or, for those that are true or false, as --name alone.
     For example: dr launch evaluate --sim --episodes 5 --out runs/evaluation
@@ -162,13 +162,35 @@ def command_line(path: Path, words: Sequence[str], variables: Mapping[str, str])
     Raises:
         LaunchError: nothing does.
     """
+    ros2, environment = _stack(variables)
+    if ros2:
+        return [ros2, "launch", "dr_core", path.name, *words], environment
+    return [sys.executable, "-m", "dr_embedded.launch", str(path), *words], environment
+
+
+def node_command_line(
+    name: str, words: Sequence[str], variables: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """What runs one node of dr_nodes on this machine, and its environment; `words` begin with --ros-args.
+
+    Raises:
+        LaunchError: nothing does.
+    """
+    ros2, environment = _stack(variables)
+    if ros2:
+        return [ros2, "run", "dr_nodes", name, *words], environment
+    return [sys.executable, "-m", "dr_embedded.run", f"dr_nodes.{name}:main", *words], environment
+
+
+def _stack(variables: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The program ros2, or nothing where the stand-in is used, and the environment."""
     wanted, ros2 = variables.get("DR_ROS", "auto"), shutil.which("ros2")
     if wanted == "real" or (wanted == "auto" and ros2 and importlib.util.find_spec("rclpy")):
         if ros2 is None:
             raise LaunchError(
                 "DR_ROS=real", expected="the program ros2", found="none", next_step="source a ROS 2 installation"
             )
-        return [ros2, "launch", "dr_core", path.name, *words], dict(variables)
+        return ros2, dict(variables)
     root = PACKAGE.parent
     nodes, embedded = (root / "ros2_ws" / "src" / name for name in ("dr_nodes", "dr_embedded"))
     if not embedded.is_dir():
@@ -187,4 +209,4 @@ def command_line(path: Path, words: Sequence[str], variables: Mapping[str, str])
         )
     folders = [nodes, embedded, root / "sim", root / "calibration", root]
     search = os.pathsep.join(filter(None, [*map(str, folders), variables.get("PYTHONPATH", "")]))
-    return [sys.executable, "-m", "dr_embedded.launch", str(path), *words], {**variables, "PYTHONPATH": search}
+    return "", {**variables, "PYTHONPATH": search}

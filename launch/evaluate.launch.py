@@ -32,6 +32,7 @@ ARGUMENTS = [
     DeclareLaunchArgument("sim_height", default_value="480", description="of its pictures, pixels"),
     DeclareLaunchArgument("sim_camera_rate_hz", default_value="30.0", description="its pictures a second"),
     DeclareLaunchArgument("robot_file", default_value=in_sim(ARM_FILE), description="YAML file of the robot"),
+    DeclareLaunchArgument("rig_file", default_value="", description="calibration of the camera; empty: none"),
     DeclareLaunchArgument("mode", default_value=in_sim("full", "dry-run"), choices=MODES, description="who may drive"),
     DeclareLaunchArgument("episodes", default_value="5", description="of each agent"),
     DeclareLaunchArgument("episode_s", default_value="30.0", description="longest episode, seconds"),
@@ -66,6 +67,7 @@ def agent(name, end, *parameters, **options):
 
 def generate_launch_description():
     robot, seed, task = {"robot_file": value("robot_file")}, {"seed": value("seed", int)}, {"task": value("task")}
+    rig = {"rig_file": value("rig_file")}
     folder = ParameterValue([LaunchConfiguration("out"), ".episodes"], value_type=str)
     plan = {"agents": AGENTS, "episodes": value("episodes", int), "episode_s": value("episode_s", float)}
     plan |= {name: value(name) for name in ("out", "mode", "operator")} | {"needs_reward": PythonExpression(SCORED)}
@@ -76,11 +78,11 @@ def generate_launch_description():
     nodes = [
         node("sim_robot", robot, seed, simulated, condition=["'", SIM, "' == 'true'"]),
         node("arm_bridge", robot, {"use_deadman": BY_HAND}, condition=["'", MODE, "' != 'dry-run'"]),
-        agent(FIRST, "", robot, seed),
-        agent("agent_b", "_b", robot, seed, condition=["'", POLICY_B, "' != ''"]),
+        agent(FIRST, "", robot, rig, seed),
+        agent("agent_b", "_b", robot, rig, seed, condition=["'", POLICY_B, "' != ''"]),
         node("teleop", robot, {"source": TELEOP}, condition=BY_HAND, prefix=LaunchConfiguration("terminal")),
-        node("recorder", {"directory": folder, "optional_topics": TOPICS.split()}),
-        node("reward", task, {"model": value("model"), "crop": value("crop")}, condition=SCORED),
+        node("recorder", rig, {"directory": folder, "optional_topics": TOPICS.split()}),
+        node("reward", task, rig, {"model": value("model"), "crop": value("crop")}, condition=SCORED),
         node("evaluator", robot, seed, task, plan, emulate_tty=True, on_exit=Shutdown()),
     ]
     return LaunchDescription([*ARGUMENTS, *nodes])

@@ -30,7 +30,8 @@ ARGUMENTS = [
     DeclareLaunchArgument("path", default_value="", description="video: the file"),
     DeclareLaunchArgument("device", default_value="/dev/video0", description="v4l2: the device, or its number"),
     DeclareLaunchArgument("serial", default_value="", description="realsense: serial number; empty: the only one"),
-    DeclareLaunchArgument("camera_info", default_value="", description="calibration file of the camera"),
+    DeclareLaunchArgument("camera_info", default_value="", description="camera_info file, published with the pictures"),
+    DeclareLaunchArgument("rig_file", default_value="", description="the camera's calibration, rig_NAME.yaml"),
     DeclareLaunchArgument("image_topic", default_value=IMAGES, description="pictures, of whichever driver"),
     DeclareLaunchArgument("info_topic", default_value=INFO, description="camera_info, of whichever driver"),
     DeclareLaunchArgument("optional_topics", default_value=OPTIONAL, description="recorded when they are published"),
@@ -56,6 +57,7 @@ def generate_launch_description():
     arm, teleop = {"robot_file": value("robot_file")}, LaunchConfiguration("teleop")
     camera = {name: value(name) for name in ("source", "path", "device", "serial", "camera_info")}
     recording = {"directory": value("directory"), "topics": [IMAGES], "camera_serial": value("serial")}
+    recording["rig_file"] = value("rig_file")
     recording["optional_topics"] = value("optional_topics", List[str])  # noqa: UP006
     by_hand = {"condition": when("'", teleop, "' != 'none'"), "emulate_tty": True}
     return LaunchDescription(

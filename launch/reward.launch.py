@@ -17,6 +17,7 @@ ARGUMENTS = [
     DeclareLaunchArgument("path", default_value="", description="video: the file"),
     DeclareLaunchArgument("device", default_value="/dev/video0", description="v4l2: the device, or its number"),
     DeclareLaunchArgument("serial", default_value="", description="realsense: serial number; empty: the only one"),
+    DeclareLaunchArgument("rig_file", default_value="", description="the camera's calibration, rig_NAME.yaml"),
     DeclareLaunchArgument("image_topic", default_value=IMAGES, description="pictures, of whichever driver"),
     DeclareLaunchArgument("compressed", default_value="false", choices=YES_NO, description="use its /compressed"),
     DeclareLaunchArgument("frame_rate_hz", default_value="-1", description="training's; 0 every frame, -1 the model's"),
@@ -40,7 +41,8 @@ def node(name, parameters, **options):
 
 def generate_launch_description():
     camera = {name: value(name) for name in ("source", "path", "device", "serial")}
-    reward = {name: value(name) for name in ("model", "task", "crop", "precision")}
+    reward = {name: value(name) for name in ("model", "task", "crop", "precision", "rig_file")}
+    reward["camera_serial"] = value("serial")
     reward["device"] = value("compute")
     reward["compressed"] = value("compressed", bool)
     reward["frame_rate_hz"] = value("frame_rate_hz", float)

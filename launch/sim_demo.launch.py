@@ -24,6 +24,7 @@ ARGUMENTS = [
     DeclareLaunchArgument("model", default_value="", description="directory of a reward model; empty: no live reward"),
     DeclareLaunchArgument("task", default_value="", description="standardises the reward; empty: all tasks pooled"),
     DeclareLaunchArgument("crop", default_value="", description="none, center or x,y,width,height; empty: as trained"),
+    DeclareLaunchArgument("rig_file", default_value="", description="the camera's calibration; empty: none"),
     DeclareLaunchArgument("directory", default_value="", description="folder for episodes; empty: no recorder"),
 ]
 
@@ -45,6 +46,7 @@ def node(name, *parameters, **options):
 def generate_launch_description():
     robot, seed = {"robot_file": value("robot_file")}, {"seed": value("seed", int)}
     size = {"width": value("width", int), "height": value("height", int)}
+    rig = {"rig_file": value("rig_file")}
     acting = {"policy": value("policy"), "disturbance": value("disturbance", float)}
     reward = {name: value(name) for name in ("model", "task", "crop")}
     recording = {"directory": value("directory"), "topics": ["camera/color/image_raw"], "optional_topics": OPTIONAL}
@@ -53,8 +55,8 @@ def generate_launch_description():
             *ARGUMENTS,
             node("sim_robot", robot, seed, size),
             node("arm_bridge", robot),
-            node("agent", robot, seed, acting),
-            node("reward", reward, condition=given("model")),
-            node("recorder", recording, condition=given("directory")),
+            node("agent", robot, seed, acting, rig),
+            node("reward", reward, rig, condition=given("model")),
+            node("recorder", recording, rig, condition=given("directory")),
         ]
     )

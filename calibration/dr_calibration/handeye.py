@@ -6,7 +6,9 @@ Both cases are one equation over the views i: ``A_i X B_i = Y`` with B_i = T_cam
 - ``eye_to_hand``: A_i = T_tool_base, X = T_base_camera (the result), Y = T_tool_board.
 
 Closed-form solvers give the start, a least-median-of-squares search finds the views that agree, and X and Y are then
-refined together so that the corners of all those views reproject best.
+refined together so that the corners of all those views reproject best. Corners err each by itself, while an error of
+the robot's pose moves all corners of a view together: how large both are is estimated from the views, and the residuals
+are weighted by it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any, Literal, Protocol, get_args
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, minimize
 from scipy.spatial.transform import Rotation
 
 from dr_calibration.errors import CalibrationError
@@ -36,6 +38,8 @@ COVERAGE_FACTOR = 1.8
 """The error is shorter than this times the total standard deviation in 92.8 % (all of it along one axis) to 97.9 %
 (equal along three) of cases, for normal errors: 90 to 99 % whatever their shape."""
 OUTLIER_FACTOR = 3.0
+LARGEST_DISTANCE = 28.0
+"""Squared Mahalanobis distance of a view's pose above which it is left out: chi square of 6 exceeds it in 1e-4."""
 _SOLVERS = ("tsai", "park", "horaud", "andreff", "daniilidis")
 
 
@@ -120,6 +124,10 @@ class HandEye:
     """Each fifth of the accepted views, predicted from the other four fifths."""
     diversity: Diversity
     solvers: tuple[SolverRow, ...]
+    robot_sd_mm: float
+    """Standard deviation of the robot's position along each axis, as the views show it; NaN where poses were given."""
+    robot_sd_deg: float
+    """The same of its rotation about each axis."""
     scale: float
     """Size of the board as stated over its size by the robot's motion; 1 within 2 % or not significant."""
     scale_sd: float
@@ -175,6 +183,8 @@ class HandEye:
                 "score": self.diversity.score,
             },
             "solvers": [vars(row).copy() for row in self.solvers],
+            "robot_sd_mm": self.robot_sd_mm if np.isfinite(self.robot_sd_mm) else None,
+            "robot_sd_deg": self.robot_sd_deg if np.isfinite(self.robot_sd_deg) else None,
             "scale": self.scale,
             "scale_sd": self.scale_sd if np.isfinite(self.scale_sd) else None,
             "advice": list(self.advice),
@@ -194,8 +204,9 @@ class _Solution:
 
 @dataclass(frozen=True)
 class _Problem:
-    """All corners of all views in one array of T rows; A and B as in the text above."""
+    """All corners of all views in one array of T rows, view by view; A and B as in the text above."""
 
+    mode: Mode
     A: Floats  # (N, 4, 4)
     B: Floats  # (N, 4, 4)
     view: NDArray[np.intp]  # (T,): which view a row is of
@@ -211,8 +222,9 @@ class _Problem:
     def rows_of(self, views: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return views[self.view]
 
-    def evaluate(self, solution: _Solution, rows: NDArray[np.bool_] | slice) -> tuple[Floats, Floats]:
-        """Residuals (T, d) and their derivatives (T, d, 13) by rotation and translation of X, of Y, and the scale.
+    def evaluate(self, solution: _Solution, rows: NDArray[np.bool_] | slice) -> tuple[Floats, Floats, Floats]:
+        """Residuals (T, d) and their derivatives (T, d, 13) by rotation and translation of X, of Y, and the scale;
+        and those (T, d, 6) by rotation and translation of the view's T_base_tool.
 
         Rotations are perturbed from the left: exp(w) R.
         """
@@ -242,7 +254,12 @@ class _Problem:
             ],
             axis=2,
         )
-        return projected - self.observed[rows], derivative
+        if self.mode == "eye_in_hand":
+            by_turn, by_shift = np.cross(by_board, (board - solution.scale * shift)[:, None]), -by_board
+        else:
+            by_turn = -np.cross(by_arm, np.einsum("tji,tj->ti", rotation, board)[:, None])
+            by_shift = by_arm
+        return projected - self.observed[rows], derivative, np.concatenate([by_turn, by_shift], axis=2)
 
     def view_rms(self, solution: _Solution) -> Floats:
         """(N,): root mean square length of the residuals of each view; infinite where the board is behind."""
@@ -253,6 +270,76 @@ class _Problem:
         centre = np.einsum("nji,nj->ni", self.A[:, :3, :3], solution.Y[:3, 3] - shift) - solution.X[:3, 3]
         behind = (centre @ solution.X[:3, 2] <= 0.0) & (self.K is not None)
         return np.where(behind, np.inf, rms)
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """How corners and robot poses err, and what makes their residuals independent and of one size.
+
+    A view's residuals have the covariance corner^2 (1 + U diag(l) U^T), U being orthonormal: dividing their part along
+    the columns of U by sqrt(1 + l) whitens them.
+    """
+
+    corner: float
+    """Standard deviation of a coordinate, px."""
+    turn_rad: float
+    shift_m: float
+    basis: Floats  # (T, d, 6): U of the view
+    shrink: Floats  # (N, 6): 1 - 1 / sqrt(1 + l)
+    distances: Floats
+    """(N,): squared Mahalanobis distance between the robot's pose of a view and the one that its corners ask for."""
+
+    def whiten(self, problem: _Problem, rows: NDArray[np.bool_], values: Floats) -> Floats:
+        """Values (T, d, k) of these rows; all rows of a view or none."""
+        view, basis = problem.view[rows], self.basis[rows]
+        starts, number = np.unique(view, return_index=True, return_inverse=True)[1:]
+        along = np.add.reduceat(np.einsum("tdi,tdk->tik", basis, values), starts) * self.shrink[view[starts], :, None]
+        return np.asarray(values - np.einsum("tdi,tik->tdk", basis, along[number]))
+
+
+def _noise(problem: _Problem, solution: _Solution, views: NDArray[np.bool_]) -> _Noise:
+    """The noise by these views: that of the corners is what no motion of the view explains, that of the robot is the
+    restricted maximum likelihood of the motions that the corners ask for (Patterson and Thompson 1971)."""
+    residual, derivative, by_robot = problem.evaluate(solution, slice(None))
+    n = len(problem.A)
+    basis, lost = np.zeros(by_robot.shape), np.zeros(residual.shape)
+    asked, inverse, design = np.zeros((n, 6)), np.zeros((n, 6, 6)), np.zeros((n, 6, 12))
+    freedom = 0
+    for i in range(n):
+        rows = problem.view == i
+        matrix = by_robot[rows].reshape(-1, 6)
+        pseudo = np.linalg.pinv(matrix)
+        asked[i] = pseudo @ residual[rows].ravel()
+        design[i] = pseudo @ derivative[rows].reshape(-1, 13)[:, :12]
+        inverse[i] = pseudo @ pseudo.T
+        lost[rows] = (residual[rows].ravel() - matrix @ asked[i]).reshape(-1, residual.shape[1])
+        freedom += len(matrix) - 6 if views[i] else 0
+    rows = problem.rows_of(views)
+    corner = 1.4826 * float(np.median(np.abs(lost[rows]))) * np.sqrt(residual[rows].size / freedom)
+    corner = max(corner, 1e-3)
+
+    def covariance(logs: Floats) -> Floats:  # (N, 6, 6)
+        return np.asarray(corner**2 * inverse + np.diag(np.repeat(np.exp(2 * logs), 3)))
+
+    def unlikely(logs: Floats) -> float:
+        spread = covariance(logs)[views]
+        weight = np.linalg.inv(spread)
+        normal = np.einsum("nip,nij,njq->pq", design[views], weight, design[views])
+        right = np.einsum("nip,nij,nj->p", design[views], weight, asked[views])
+        squares = np.einsum("ni,nij,nj->", asked[views], weight, asked[views]) - right @ np.linalg.solve(normal, right)
+        return float(np.linalg.slogdet(spread)[1].sum() + np.linalg.slogdet(normal)[1] + squares)
+
+    bounds = np.log([(1e-6, 0.1), (1e-6, 0.1)])
+    logs = minimize(unlikely, np.log([3e-4, 1e-4]), method="Nelder-Mead", bounds=bounds, options={"xatol": 0.02}).x
+    shrink = np.zeros((n, 6))
+    for i in range(n):
+        rows = problem.view == i
+        scaled = by_robot[rows].reshape(-1, 6) * np.repeat(np.exp(logs), 3)
+        columns, values, _ = np.linalg.svd(scaled, full_matrices=False)
+        basis[rows] = columns.reshape(-1, residual.shape[1], 6)
+        shrink[i] = 1.0 - corner / np.hypot(corner, values)
+    distances = np.einsum("ni,ni->n", asked, np.linalg.solve(covariance(logs), asked[..., None])[..., 0])
+    return _Noise(corner, float(np.exp(logs[0])), float(np.exp(logs[1])), basis, shrink, distances)
 
 
 def _left_jacobian(vector: Floats) -> Floats:
@@ -277,17 +364,34 @@ def _huber_width(residual: Floats) -> float:
     return max(2.5 * 1.4826 * float(np.median(np.abs(residual))), 1e-3)
 
 
+def _weighted(
+    problem: _Problem, solution: _Solution, rows: NDArray[np.bool_], noise: _Noise | None
+) -> tuple[Floats, Floats]:
+    """Residuals (T, d) and derivatives (T, d, 13) of these rows, whitened where the noise is known."""
+    residual, derivative, _ = problem.evaluate(solution, rows)
+    if noise is None:
+        return residual, derivative
+    both = noise.whiten(problem, rows, np.concatenate([residual[..., None], derivative], axis=2))
+    return both[..., 0], both[..., 1:]
+
+
 def _refine(
-    problem: _Problem, start: _Solution, views: NDArray[np.bool_], *, free_scale: bool, evaluations: int = 50
+    problem: _Problem,
+    start: _Solution,
+    views: NDArray[np.bool_],
+    noise: _Noise | None = None,
+    *,
+    free_scale: bool,
+    evaluations: int = 50,
 ) -> _Solution:
     """X, Y (and the scale) of the least Huber loss over the corners of these views."""
     rows, size = problem.rows_of(views), 13 if free_scale else 12
 
     def residual(step: Floats) -> Floats:
-        return problem.evaluate(_moved(start, step), rows)[0].ravel()
+        return _weighted(problem, _moved(start, step), rows, noise)[0].ravel()
 
     def derivative(step: Floats) -> Floats:
-        matrix = problem.evaluate(_moved(start, step), rows)[1].reshape(-1, 13)[:, :size].copy()
+        matrix = _weighted(problem, _moved(start, step), rows, noise)[1].reshape(-1, 13)[:, :size].copy()
         for first in (0, 6):
             matrix[:, first : first + 3] = matrix[:, first : first + 3] @ _left_jacobian(step[first : first + 3])
         return matrix
@@ -303,6 +407,7 @@ def _bootstrap(
     problem: _Problem,
     solution: _Solution,
     views: NDArray[np.bool_],
+    noise: _Noise | None,
     *,
     free_scale: bool,
     draws: int,
@@ -317,7 +422,7 @@ def _bootstrap(
     variance of such draws is that of n + 1 views in place of n - 1, which the last factor makes good.
     """
     rows, size = problem.rows_of(views), 13 if free_scale else 12
-    residual, derivative = problem.evaluate(solution, rows)
+    residual, derivative = _weighted(problem, solution, rows, noise)
     derivative = derivative[:, :, :size]
     width = _huber_width(residual)
     numbers = np.unique(problem.view[rows], return_inverse=True)[1]
@@ -760,7 +865,7 @@ def _problem(
         )
     numbers = np.repeat(np.arange(len(points)), [len(p) for p in points])
     A = tool if mode == "eye_in_hand" else np.array([invert(pose) for pose in tool])
-    return _Problem(A, board, numbers, np.concatenate(points), np.concatenate(observed), camera, lens)
+    return _Problem(mode, A, board, numbers, np.concatenate(points), np.concatenate(observed), camera, lens)
 
 
 def _board_corners(points: Floats) -> Floats:
@@ -852,23 +957,24 @@ def solve(
     starts = [search.solution, *_closed_form(problem.A[best], problem.B[best]).values()]
     solution = min(starts, key=lambda start: float(np.median(problem.view_rms(start))))
     solution, inliers = _agreeing(problem, solution, best, free_scale=visible)
+    solution, inliers, noise = _weighing(problem, solution, inliers, free_scale=visible)
     _refuse_degenerate(diversity(tool[inliers]))
     scale, scale_sd = 1.0, float("inf")
     if visible:
         scale = solution.scale
-        scale_sd = float(_bootstrap(problem, solution, inliers, free_scale=True, draws=draws, rng=rng)[12])
+        scale_sd = float(_bootstrap(problem, solution, inliers, noise, free_scale=True, draws=draws, rng=rng)[12])
         _refuse_scale(scale, scale_sd)
-    solution, inliers = _agreeing(problem, _Solution(solution.X, solution.Y), inliers, free_scale=False)
+    solution, inliers, noise = _weighing(problem, _Solution(solution.X, solution.Y), inliers, free_scale=False)
     motion = diversity(tool[inliers])
     _refuse_degenerate(motion)
 
-    sd = _bootstrap(problem, solution, inliers, free_scale=False, draws=draws, rng=rng)
+    sd = _bootstrap(problem, solution, inliers, noise, free_scale=False, draws=draws, rng=rng)
     parts = []
     order = rng.permutation(np.flatnonzero(inliers))
     for fold in range(SMALLEST_VIEWS):
         left_out = np.zeros(len(inliers), bool)
         left_out[order[fold::SMALLEST_VIEWS]] = True
-        other = _refine(problem, solution, inliers & ~left_out, free_scale=False, evaluations=10)
+        other = _refine(problem, solution, inliers & ~left_out, noise, free_scale=False, evaluations=10)
         parts.append(_prediction_errors(problem, other, left_out))
     found = _closed_form(problem.A[inliers], problem.B[inliers])
     return HandEye(
@@ -883,6 +989,8 @@ def solve(
         cross_validation=_held_out(parts),
         diversity=motion,
         solvers=tuple(_solver_row(problem, name, found.get(name), solution, inliers) for name in _SOLVERS),
+        robot_sd_mm=1e3 * noise.shift_m if noise else float("nan"),
+        robot_sd_deg=float(np.degrees(noise.turn_rad)) if noise else float("nan"),
         scale=scale,
         scale_sd=scale_sd,
     )
@@ -900,6 +1008,29 @@ def _agreeing(
         if (agreeing == views).all():
             break
         views = agreeing
+    _refuse_few(views)
+    return solution, views
+
+
+def _weighing(
+    problem: _Problem, start: _Solution, views: NDArray[np.bool_], *, free_scale: bool
+) -> tuple[_Solution, NDArray[np.bool_], _Noise | None]:
+    """Refines with the noise of corners and robot as these views show it, and chooses the views that agree by it."""
+    if problem.K is None:  # poses of the board do not tell its noise from the robot's
+        return *_agreeing(problem, start, views, free_scale=free_scale), None
+    solution = start
+    for _ in range(4):
+        solution = _refine(problem, solution, views, _noise(problem, solution, views), free_scale=free_scale)
+        noise = _noise(problem, solution, views)
+        agreeing = noise.distances <= LARGEST_DISTANCE
+        if (agreeing == views).all():
+            break
+        views = agreeing
+        _refuse_few(views)
+    return solution, views, noise
+
+
+def _refuse_few(views: NDArray[np.bool_]) -> None:
     if (count := int(views.sum())) < max(SMALLEST_VIEWS, len(views) / 2):
         raise CalibrationError(
             "hand-eye views",
@@ -907,7 +1038,6 @@ def _agreeing(
             found=f"{count} of {len(views)}",
             next_step="check that arm and board stand still in every picture, and record again",
         )
-    return solution, views
 
 
 def _solver_row(

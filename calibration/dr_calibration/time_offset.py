@@ -3,7 +3,8 @@
 The camera's signal is compared with the robot's at times shifted by every candidate offset. The comparison needs no
 hand-eye pose: it is made on speeds, which are the same in every frame. First the correlation over the whole search
 range is looked at, where a wrong or ambiguous peak shows; then the offset is refined by least squares between stamps,
-far below one frame.
+far below one frame. Whole poses are the best to give: whatever the hand-eye pose is, the board's pose by the camera is
+a linear map of the tool's by the robot.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from scipy.optimize import minimize_scalar
 from scipy.spatial.transform import Rotation, Slerp
 
 from dr_calibration.errors import CalibrationError
+from dr_calibration.geometry import check_pose
 
 Floats = NDArray[np.float64]
 
@@ -61,7 +63,7 @@ class TimeOffset:
 
 @dataclass(frozen=True)
 class _Signal:
-    """Stamped positions (n, 3) m, orientations as quaternions (n, 4), or speeds (n,)."""
+    """Stamped poses (n, 4, 4), positions (n, 3) m, orientations as quaternions (n, 4), or speeds (n,)."""
 
     times_s: Floats
     values: Floats
@@ -69,7 +71,13 @@ class _Signal:
     @property
     def kind(self) -> str:
         columns = self.values.size // len(self.values)
-        return {1: "speed", 3: "position", 4: "orientation"}[columns]
+        return {1: "speed", 3: "position", 4: "orientation", 16: "pose"}[columns]
+
+    def part(self, kind: str) -> _Signal:
+        """Of poses, the positions or the orientations."""
+        if kind == "position":
+            return _Signal(self.times_s, self.values[:, :3, 3])
+        return _Signal(self.times_s, Rotation.from_matrix(self.values[:, :3, :3]).as_quat())
 
     def interpolator(self) -> Callable[[Floats], Floats]:
         """At any time within the stamps: positions (n, 3) or rotation matrices (n, 3, 3)."""
@@ -93,9 +101,9 @@ def _signal(times_s: ArrayLike, values: ArrayLike, name: str) -> _Signal:
     def refuse(expected: str, found: str, next_step: str) -> CalibrationError:
         return CalibrationError(f"{name} motion", expected=expected, found=found, next_step=next_step)
 
-    if times.ndim != 1 or array.shape not in {(len(times),), (len(times), 3), (len(times), 4)}:
+    if times.ndim != 1 or array.shape not in {(len(times), *rest) for rest in ((), (3,), (4,), (4, 4))}:
         raise refuse(
-            "stamps (n,) with positions (n, 3), quaternions (n, 4) or speeds (n,)",
+            "stamps (n,) with poses (n, 4, 4), positions (n, 3), quaternions (n, 4) or speeds (n,)",
             f"shapes {times.shape} and {array.shape}",
             "give one value per stamp",
         )
@@ -113,14 +121,21 @@ def _signal(times_s: ArrayLike, values: ArrayLike, name: str) -> _Signal:
         )
     if array.shape[1:] == (4,) and np.abs(np.linalg.norm(array, axis=-1) - 1.0).max() > 1e-2:
         raise refuse("unit quaternions x, y, z, w", "other lengths", "normalise them")
+    if array.ndim == 3:
+        array = np.stack([check_pose(pose, f"{name} pose {i}") for i, pose in enumerate(array)])
     return _Signal(times, array)
 
 
 def _fit(regressors: Floats, response: Floats) -> Floats:
-    """(n,): squared residuals of the best linear map from regressors (n, p) and a constant to response (n, q)."""
+    """(n, q): squared residuals of the best linear map from regressors (n, p) and a constant to response (n, q)."""
     matrix = np.concatenate([regressors - regressors.mean(0), np.ones((len(regressors), 1))], axis=1)
-    solution = np.linalg.lstsq(matrix, response, rcond=None)[0]
-    return np.asarray(((response - matrix @ solution) ** 2).sum(1))
+    solution = np.linalg.lstsq(matrix, response, rcond=1e-9)[0]
+    return np.asarray((response - matrix @ solution) ** 2)
+
+
+def _rows(poses: Floats) -> Floats:
+    """(n, 12): translation (m) and the nine numbers of the rotation."""
+    return np.concatenate([poses[:, :3, 3], poses[:, :3, :3].reshape(-1, 9)], axis=1)
 
 
 def estimate(
@@ -135,14 +150,17 @@ def estimate(
 
     Args:
         camera_times_s: (n,) increasing; dropped frames may be missing.
-        camera: of a tag or board in the camera's frame positions (n, 3) m or orientations (n, 4) x y z w, or speeds
-            (n,) of any unit, for example optical flow: the speed at a stamp is the mean since the stamp before.
+        camera: of a tag or board poses T_camera_board (n, 4, 4), or in the camera's frame positions (n, 3) m or
+            orientations (n, 4) x y z w, or speeds (n,) of any unit, for example optical flow: the speed at a stamp is
+            the mean since the stamp before.
         robot_times_s: (m,) increasing, on its own clock.
-        robot: of the tool positions (m, 3) m, for a camera's positions or speeds; or orientations (m, 4), for a
-            camera's orientations or, where the camera turns in place, speeds.
+        robot: poses T_base_tool (m, 4, 4), for a camera's poses; or of the tool positions (m, 3) m, for a camera's
+            positions or speeds; or orientations (m, 4), for a camera's orientations or, where the camera turns in
+            place, speeds.
         search_s: offsets from minus to plus this are searched.
 
-    Positions compare exactly where the tool moves without turning; with turning, give orientations.
+    Poses compare exactly however the tool moves, with the camera on the tool or beside it. Positions compare exactly
+    where the tool moves without turning.
 
     Raises:
         CalibrationError: input of other shapes, unsorted or not in seconds; clocks that do not overlap; less than
@@ -150,10 +168,11 @@ def estimate(
             offset at the end of the search range.
     """
     seen, arm = _signal(camera_times_s, camera, "camera"), _signal(robot_times_s, robot, "robot")
-    if arm.kind == "speed" or (seen.kind != "speed" and seen.kind != arm.kind):
+    if arm.kind == "speed" or (seen.kind != arm.kind and (seen.kind != "speed" or arm.kind == "pose")):
         raise CalibrationError(
             "time offset",
-            expected="positions with positions, orientations with orientations, or a camera's speeds with either",
+            expected="poses with poses, positions with positions, orientations with orientations, or a camera's speeds "
+            "with one of these two",
             found=f"{seen.kind}s of the camera and {arm.kind}s of the robot",
             next_step="give matching signals",
         )
@@ -163,7 +182,7 @@ def estimate(
         )
     low, high = arm.times_s[0] + search_s, arm.times_s[-1] - search_s
     inside = (seen.times_s >= low) & (seen.times_s <= high)
-    times, values = seen.times_s[inside], seen.values[inside]
+    times = seen.times_s[inside]
     duration = float(times[-1] - times[0]) if len(times) else 0.0
     if duration < SHORTEST_S or len(times) < 60:
         raise CalibrationError(
@@ -174,6 +193,51 @@ def estimate(
             next_step="record both together and longer" if len(times) else "use stamps of one clock, or nearly",
         )
 
+    if seen.kind == "pose":
+        # Both parts are looked at, for a tool may only turn or only shift: the one that fits better leads.
+        found: list[_Coarse] = []
+        refusals: list[CalibrationError] = []
+        for kind in ("orientation", "position"):
+            try:
+                found.append(_coarse(seen.part(kind), arm.part(kind), inside, search_s))
+            except CalibrationError as error:
+                refusals.append(error)
+        if not found:
+            raise refusals[0]
+        coarse = max(found, key=lambda one: one.correlation)
+    else:
+        coarse = _coarse(seen, arm, inside, search_s)
+    offset, sd = _refine(*_comparison(seen, arm, inside, coarse), coarse.offset_s, 2.0 * coarse.step_s, search_s)
+    if sd > UNCERTAIN_S:
+        raise CalibrationError(
+            "time offset",
+            expected=f"a standard deviation below {1e3 * UNCERTAIN_S:g} ms",
+            found=f"{1e3 * sd:.1f} ms",
+            next_step="record longer, move faster, and give poses, or move without turning (positions)",
+        )
+    return TimeOffset(offset, sd, coarse.correlation, coarse.second, len(times), duration)
+
+
+@dataclass(frozen=True)
+class _Coarse:
+    """Where the speeds fit best on the grid of offsets."""
+
+    offset_s: float
+    step_s: float
+    """Between offsets of the grid."""
+    correlation: float
+    second: float
+    starts_s: Floats
+    """(k,) of the intervals, on the camera's clock."""
+    speeds: Floats
+    """(k,) over the intervals, by the camera."""
+    robot_speed: Callable[[float], Floats]
+    """(k,) the same by the robot, at an offset."""
+
+
+def _coarse(seen: _Signal, arm: _Signal, inside: NDArray[np.bool_], search_s: float) -> _Coarse:
+    """Correlates the speeds at all offsets; refuses what cannot tell. `inside` (n,): the camera's stamps to use."""
+    times, values = seen.times_s[inside], seen.values[inside]
     # Displacements over `stride` frames, of both signals over the same intervals: no bias by smoothing.
     stride = max(1, round(SPAN_S / float(np.median(np.diff(times)))))
     start, end = times[:-stride], times[stride:]
@@ -241,27 +305,42 @@ def estimate(
             next_step="vary the motion: periodic motion repeats itself; stop, change direction and speed",
         )
 
-    response, stamps = camera_speed[:, None], start
+    return _Coarse(float(grid[peak]), float(grid[1] - grid[0]), correlation, second, start, camera_speed, robot_speed)
 
-    def regressors(offset: float) -> Floats:
-        return at(times - offset) if straight else robot_speed(offset)[:, None]
 
-    # Without turning, positions in both frames are a linear map of each other, and positions carry far less noise than
-    # the speeds made from them.
-    straight = seen.kind == "position" and (
-        _fit(at(times - grid[peak]), values).sum() < (1.0 - STRAIGHT) * ((values - values.mean(0)) ** 2).sum()
-    )
-    if straight:
-        response, stamps = values, times
-    offset, sd = _refine(response, stamps, regressors, float(grid[peak]), 2.0 * float(grid[1] - grid[0]), search_s)
-    if sd > UNCERTAIN_S:
-        raise CalibrationError(
-            "time offset",
-            expected=f"a standard deviation below {1e3 * UNCERTAIN_S:g} ms",
-            found=f"{1e3 * sd:.1f} ms",
-            next_step="record longer, move faster, and move without turning (positions) or give orientations",
+def _comparison(
+    seen: _Signal, arm: _Signal, inside: NDArray[np.bool_], coarse: _Coarse
+) -> tuple[Floats, Floats, Callable[[float], Floats]]:
+    """What the camera saw (k, q), when (k,), and what of the robot at an offset (k, p) it is a linear map of."""
+    times, values = seen.times_s[inside], seen.values[inside]
+    if seen.kind == "pose":
+        place, turn = (arm.part(kind).interpolator() for kind in ("position", "orientation"))
+
+        def tool(offset: float) -> Floats:
+            poses = np.tile(np.eye(4), (len(times), 1, 1))
+            poses[:, :3, 3], poses[:, :3, :3] = place(times - offset), turn(times - offset)
+            return poses
+
+        # T_camera_board = T_camera_base T_base_tool T_tool_board beside the robot, and with the inverse on the tool.
+        response = _rows(values)
+        ways = (
+            lambda offset: _rows(tool(offset)),
+            lambda offset: _rows(np.asarray(np.linalg.inv(tool(offset)), np.float64)),
         )
-    return TimeOffset(offset, sd, correlation, second, len(times), duration)
+        return response, times, min(ways, key=lambda way: _misfit(_fit(way(coarse.offset_s), response)))
+    if seen.kind == "position":
+        # Without turning, positions in both frames are a linear map of each other, and positions carry far less noise
+        # than the speeds made from them.
+        at = arm.interpolator()
+        variance = float(((values - values.mean(0)) ** 2).sum())
+        if _fit(at(times - coarse.offset_s), values).sum() < (1.0 - STRAIGHT) * variance:
+            return values, times, lambda offset: at(times - offset)
+    return coarse.speeds[:, None], coarse.starts_s, lambda offset: coarse.robot_speed(offset)[:, None]
+
+
+def _misfit(squares: Floats) -> float:
+    """Of squared residuals (n, q): minus twice the log likelihood per row, each column having its own variance."""
+    return float(np.log(squares.mean(0) + 1e-14).sum())
 
 
 def _refine(
@@ -277,7 +356,7 @@ def _refine(
     def best(kept: NDArray[np.bool_], centre: float, half: float) -> float:
         bounds = (max(centre - half, -search_s), min(centre + half, search_s))
         found = minimize_scalar(
-            lambda offset: float(_fit(regressors(float(offset))[kept], response[kept]).sum()),
+            lambda offset: _misfit(_fit(regressors(float(offset))[kept], response[kept])),
             bounds=bounds,
             method="bounded",
             options={"xatol": 1e-6},

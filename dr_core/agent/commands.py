@@ -96,14 +96,16 @@ class TrainOffline:
         from dr_core.checkpoint import load_checkpoint
         from dr_core.config import to_mapping
         from dr_core.rewards.online import video_reward
-        from dr_core.rewards.view import check_view
+        from dr_core.rewards.view import check_calibration, check_view
 
         score = video_reward(config.reward, data.task, model=self.model, viper=self.viper, device=device)
         if score is None or self.model is None:
             return None
         checkpoint = load_checkpoint(self.model)
         next_step = "give the model of this camera, or train one"
-        check_view(str(data.paths[0]), data.render, checkpoint.manifest, next_step=next_step, error=BagError)
+        first, manifest = str(data.paths[0]), checkpoint.manifest
+        check_view(first, data.render, manifest, next_step=next_step, error=BagError)
+        check_calibration(first, data.calibration_hash, manifest, next_step=next_step, error=BagError)
         rule = to_mapping(config.image)
         if checkpoint.config.get("image", rule) != rule:
             raise ConfigError(

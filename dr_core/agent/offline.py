@@ -269,6 +269,7 @@ class DataSet:
     rate_hz: float
     action_size: int
     render: dict[str, str]
+    calibration_hash: str | None
     frames: int
     left_out: tuple[str, ...]
 
@@ -343,6 +344,7 @@ def survey(paths: Sequence[Path], rule: ImageRule, note: Callable[[str], None] =
         metadata = episode.metadata
         own = {"task": metadata.task, "rate_hz": float(metadata.rate_hz), "action_size": actions.shape[1]}
         own |= {"camera": metadata.camera, "render": metadata.render}
+        own |= {"calibration_hash": metadata.calibration_hash}
         for key, value in own.items():
             if shared.setdefault(key, value) != value:
                 expected = f"{key} {shared[key]}, as in {kept[0]}"

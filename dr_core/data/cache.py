@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dr_core.files import fsync
 from dr_core.data.episodes import UNKNOWN_OPERATOR, read_episode
 from dr_core.data.images import ImageRule
 from dr_core.errors import BagError
+from dr_core.files import fsync
 
 EXPERT, BACKGROUND = "expert", "background"
 _INDEX = "index.json"
@@ -28,7 +28,10 @@ _ARRAY = "data.npy"
 
 @dataclass(frozen=True)
 class Clip:
-    """One episode of a store: ``length`` entries from ``start``, recorded at ``rate_hz``; 0 if that is not known."""
+    """One episode of a store: ``length`` entries from ``start``.
+
+    ``rate_hz`` is 0 if it is not known; hash and serial are empty where the recording names no calibration or camera.
+    """
 
     task: str
     behaviour: str
@@ -37,6 +40,8 @@ class Clip:
     source: str
     seed: int | None
     rate_hz: float = 0.0
+    calibration_hash: str = ""
+    camera_serial: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class Store:
     def tasks(self, behaviour: str) -> list[str]:
         """The tasks with episodes of ``behaviour``, sorted."""
         return sorted({clip.task for clip in self.clips if clip.behaviour == behaviour})
+
+    def calibration(self) -> dict[str, list[str]]:
+        """Hashes of the calibrations in use while these episodes were recorded, and serials of the cameras, sorted."""
+        hashes, serials = {clip.calibration_hash for clip in self.clips}, {clip.camera_serial for clip in self.clips}
+        return {"hashes": sorted(hashes - {""}), "serials": sorted(serials - {""})}
 
     def array(self, clip: Clip) -> NDArray[np.generic]:
         """The entries of one episode."""
@@ -90,6 +100,8 @@ def frame_store(
     sources: Sequence[tuple[str, Path]],
     rule: ImageRule,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    mixed_calibrations: bool = False,
 ) -> Store:
     """Open the frame store at ``path``, or decode ``sources`` into it.
 
@@ -98,9 +110,10 @@ def frame_store(
         sources: (behaviour, episode path), behaviour "expert" or "background".
         rule: how frames become square.
         progress: called with (episodes done, episodes in all).
+        mixed_calibrations: take episodes of several calibrations of the camera, or of none and some.
 
     Raises:
-        BagError: an episode is unreadable, or the episodes do not share camera and render quality.
+        BagError: an episode is unreadable, or the episodes do not share camera, render quality and calibration.
     """
     if path.exists():
         return open_store(path)
@@ -114,7 +127,7 @@ def frame_store(
         own = episode.metadata.render
         known = episode.metadata.operator != UNKNOWN_OPERATOR  # a plain video does not say how it was made
         if known and render is None:
-            render, first = own, source
+            render, first, calibration = own, source, episode.metadata.calibration_hash
         if known and own != render:
             raise BagError(
                 str(source),
@@ -123,14 +136,26 @@ def frame_store(
                 next_step="train on episodes recorded alike",
             )
         length, metadata = len(episode.frames), episode.metadata
+        if known and metadata.calibration_hash != calibration and not mixed_calibrations:
+            raise BagError(
+                str(source),
+                expected=f"the calibration of {first}: {_short(calibration)}",
+                found=_short(metadata.calibration_hash),
+                next_step="train on episodes of one calibration, or add --mixed-calibrations",
+            )
         digest.update(f"{behaviour} {metadata.task} {length}\n".encode())
         digest.update(np.ascontiguousarray(episode.frames).data)
         rate_hz = float(metadata.rate_hz)
-        clips.append(Clip(metadata.task, behaviour, start, length, str(source), metadata.seed, rate_hz))
+        camera = (metadata.calibration_hash or "", metadata.camera_serial)
+        clips.append(Clip(metadata.task, behaviour, start, length, str(source), metadata.seed, rate_hz, *camera))
         parts.append(episode.frames)
         start += length
         progress(done + 1, len(sources))
     return _write_store(path, np.concatenate(parts), clips, digest.hexdigest(), render or {})
+
+
+def _short(calibration_hash: str | None) -> str:
+    return f"{calibration_hash[:12]}…" if calibration_hash else "none"
 
 
 def token_store(

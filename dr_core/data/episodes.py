@@ -48,6 +48,7 @@ IMAGE_TOPIC = "/camera/color/image_raw"
 JOINT_TOPIC = "/joint_states"
 ACTION_TOPIC = "/action"
 EPISODE_TOPIC = "/episode"
+LARGEST_OFFSET_S = 10.0
 UNKNOWN_OPERATOR = "unknown"
 """Operator of an episode whose recorder wrote no metadata: how it ended is not known either."""
 
@@ -70,6 +71,7 @@ class EpisodeMetadata:
         calibration_hash: hash of the camera calibration in use, if any.
         drops: number of messages lost or left out, by topic.
         notes: free text.
+        camera_time_offset_s: a picture's stamp minus it is when the robot was there; None where it was not measured.
     """
 
     task: str
@@ -85,6 +87,7 @@ class EpisodeMetadata:
     calibration_hash: str | None
     drops: dict[str, int]
     notes: str = ""
+    camera_time_offset_s: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("task", "operator", "camera", "camera_serial", "notes"):
@@ -100,6 +103,9 @@ class EpisodeMetadata:
             raise ValueError(f"rate_hz must be a finite rate, not {self.rate_hz!r}")
         if self.calibration_hash is not None and not isinstance(self.calibration_hash, str):
             raise ValueError(f"calibration_hash must be text, not {self.calibration_hash!r}")
+        offset = self.camera_time_offset_s
+        if offset is not None and not (isinstance(offset, float) and abs(offset) <= LARGEST_OFFSET_S):
+            raise ValueError(f"camera_time_offset_s must be at most {LARGEST_OFFSET_S} s, not {offset!r}")
         for name in ("render", "versions"):
             _check_mapping(name, getattr(self, name), lambda value: isinstance(value, str))
         _check_mapping("drops", self.drops, lambda value: _is_int(value) and value >= 0)
@@ -122,7 +128,7 @@ class EpisodeMetadata:
             known = {field.name for field in dataclasses.fields(cls)}
             if unknown := sorted(set(mapping) - known):
                 raise ValueError(f"unknown key {unknown[0]!r}")
-            if missing := sorted(known - {"notes"} - set(mapping)):
+            if missing := sorted(known - {"notes", "camera_time_offset_s"} - set(mapping)):
                 raise ValueError(f"key {missing[0]!r} is missing")
             return cls(**mapping)
         except (ValueError, RecursionError) as error:
@@ -315,7 +321,7 @@ class Episode:
         path: where it was read from.
         metadata: of the recording; its drops also count the frames left out while reading.
         frames: (T, H, W, 3) uint8 RGB, T >= 1, in the order of their stamps.
-        stamps_ns: (T,) int64, strictly increasing.
+        stamps_ns: (T,) int64, strictly increasing; of the robot's clock, where the camera's time offset was measured.
         actions: (N, A) float32; (0, 0) where none were recorded.
         action_stamps_ns: (N,) int64, not decreasing.
     """
@@ -333,8 +339,9 @@ def read_episode(path: Path, *, rule: ImageRule, image_topic: str | None = None)
 
     Frames are put in the order of their header stamps. Frames that repeat a stamp or cannot be decoded are
     left out; metadata.drops counts them under "duplicate:<topic>" and "damaged:<topic>", and those that
-    arrived late under "out_of_order:<topic>". A bag without metadata reads as outcome "partial" of an unknown
-    operator. A video is a "success" at the task its directory is named after.
+    arrived late under "out_of_order:<topic>". Where the camera's time offset is known, it is taken from their
+    stamps. A bag without metadata reads as outcome "partial" of an unknown operator. A video is a "success" at
+    the task its directory is named after.
 
     Args:
         path: the bag or the video.
@@ -390,6 +397,7 @@ def read_episode(path: Path, *, rule: ImageRule, image_topic: str | None = None)
     else:
         metadata = EpisodeMetadata.from_json(metadata_json, where=f"{path} {EPISODE_TOPIC}")
     metadata = dataclasses.replace(metadata, drops={**metadata.drops, **found})
+    stamps -= round(1e9 * (metadata.camera_time_offset_s or 0.0))
     return Episode(path, metadata, frames, stamps, *_actions(path, actions, action_stamps_ns))
 
 

@@ -32,6 +32,8 @@ class TrainReward:
     """Single overrides, for example --set video_training.steps=2000 seed=1."""
     start: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Reward model of the same model settings to go on from: its codec is kept, its video model trained further."""
+    mixed_calibrations: bool = False
+    """Accept recordings of several calibrations of the camera; the live reward then accepts each of them."""
     resume: bool = False
     """Continue a run that was stopped or killed."""
     device: str = "auto"
@@ -56,6 +58,7 @@ class TrainReward:
                 tuple(itertools.chain(*self.background)),
                 self.out,
                 start=self.start,
+                mixed_calibrations=self.mixed_calibrations,
                 resume=self.resume,
                 device=team.take_device(choose_device(self.device)),
                 team=team,

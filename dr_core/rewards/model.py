@@ -34,7 +34,7 @@ from dr_core.rewards import entropy
 from dr_core.rewards.familiarity import Familiarity
 from dr_core.rewards.likelihood import one_pass_likelihood, ratio
 from dr_core.rewards.progress import RATE_FRAMES, Progress, rate
-from dr_core.rewards.view import common_rate_hz
+from dr_core.rewards.view import calibration_of, common_rate_hz
 from dr_core.seeding import generator, generator_on
 from dr_core.types import Reward
 
@@ -118,7 +118,7 @@ class RewardModel:
     Args:
         config: what built ``networks``.
         networks: trained weights.
-        manifest: facts from training: ``tasks``, ``statistics``, ``render``, ``training_seeds``, hashes.
+        manifest: facts from training: ``tasks``, ``statistics``, ``render``, ``calibration``, seeds, hashes.
         precision: of the video model's blocks; bfloat16 is faster and moves the rewards a little.
         codec_precision: of the codec's encoder; bfloat16 is faster and changes a few codes in a hundred, and with
             them the rewards.
@@ -139,6 +139,7 @@ class RewardModel:
         self._batch = BATCH
         self.tasks: list[str] = list(manifest["tasks"])
         self.model_hash: str = manifest.get("sha256", {}).get("model.safetensors", "")
+        self.calibration_hashes, self.camera_serials = calibration_of(manifest)
         self._noise = lru_cache(maxsize=64)(self._draw_noise)
         self._progress = networks.progress.on(networks.codec.code_features())
         # ``networks`` keeps the weights as they were trained: they are what is saved.
@@ -173,6 +174,7 @@ class RewardModel:
             usable = all(math.isfinite(e["mean"]) and 0 < e["std"] < math.inf for e in entries)
             rates = checkpoint.manifest.get("frame_rate_hz", {})
             rates_known = all(0 <= rate < math.inf for rate in rates.values())
+            calibration_of(checkpoint.manifest)
         except (ConfigError, KeyError, TypeError, AttributeError) as error:
             raise _not_a_reward_model(checkpoint, repr(error)) from error
         if missing:

@@ -52,6 +52,7 @@ def train_reward(
     *,
     resume: bool,
     start: Path | None = None,
+    mixed_calibrations: bool = False,
     device: str = "cpu",
     team: Team = ALONE,
 ) -> Path:
@@ -64,6 +65,7 @@ def train_reward(
         out: the run's directory.
         resume: continue the run in ``out``.
         start: a reward model to go on from: its codec is kept as it is, and its video model is trained further.
+        mixed_calibrations: take episodes of several calibrations of the camera, or of none and some.
         device: torch device.
         team: the processes that train together; all see ``out``, rank 0 alone the episodes.
 
@@ -109,7 +111,8 @@ def train_reward(
             return model
         metrics = Metrics(out) if team.is_first else None
         try:
-            _train(config, experts, background if config.model.background else (), origin, out, metrics, device, team)
+            background = background if config.model.background else ()
+            _train(config, experts, background, origin, out, metrics, device, team, mixed_calibrations)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(str(stop) or "stopped; continue with --resume") from None
         finally:
@@ -206,6 +209,7 @@ def _train(
     metrics: Metrics | None,
     device: str,
     team: Team,
+    mixed_calibrations: bool,
 ) -> None:
     console = Console(quiet=not team.is_first)
     on = torch.device(device)
@@ -216,7 +220,8 @@ def _train(
         sources = [(EXPERT, path) for path in experts] + [(BACKGROUND, path) for path in background]
         with console.status("decoding episodes") as status:
             tell = lambda done, total: status.update(f"decoding episode {done} of {total}")  # noqa: E731
-            return frame_store(out / "frames", sources, config.model.image, tell)
+            rule, path = config.model.image, out / "frames"
+            return frame_store(path, sources, rule, tell, mixed_calibrations=mixed_calibrations)
 
     if not team.from_first((out / "tokens").exists):
         store = _shared_store(out / "frames", frames, team)
@@ -288,6 +293,7 @@ def facts(config: RewardModelConfig, tokens: Store, networks: Networks, device: 
         "statistics": {},
         "frame_rate_hz": {task: frame_rate_of(tokens, task) for task in tasks},
         "render": tokens.render,
+        "calibration": tokens.calibration(),
         "dataset_sha256": tokens.sha256,
         "training_seeds": seeds,
     }

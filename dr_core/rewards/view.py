@@ -48,6 +48,47 @@ def check_view(
         )
 
 
+def calibration_of(manifest: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Hashes of the camera's calibrations, and serials of the cameras, of the recordings that a model learned from.
+
+    Both are empty for a simulated camera and for recordings without a calibration.
+
+    Raises:
+        TypeError: a manifest that holds something else there.
+    """
+    known = manifest.get("calibration", {})
+    lists = (known.get("hashes", []), known.get("serials", [])) if isinstance(known, Mapping) else (known, known)
+    if not all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists):
+        raise TypeError(f"calibration {known!r}")
+    return lists
+
+
+def check_calibration(
+    what: str,
+    calibration_hash: str | None,
+    manifest: Mapping[str, Any],
+    *,
+    next_step: str,
+    error: type[UserError] = UserError,
+) -> None:
+    """Refuse pictures of another calibration than those that a model learned from; other arguments as `check_view`.
+
+    A model whose recordings had none takes every calibration.
+
+    Raises:
+        UserError: (an ``error``) naming both hashes.
+    """
+    hashes, _ = calibration_of(manifest)
+    if hashes and calibration_hash not in hashes:
+        found = f"{calibration_hash[:12]}…" if calibration_hash else "none"
+        raise error(
+            what,
+            expected="the calibration of the model's recordings: " + " or ".join(f"{one[:12]}…" for one in hashes),
+            found=found,
+            next_step=next_step,
+        )
+
+
 def common_rate_hz(rates_hz: Sequence[float]) -> float:
     """The middle one of frame rates that mean the same; 0 if one is not known (0), or they differ."""
     if not rates_hz or min(rates_hz) <= 0 or max(rates_hz) > SAME_RATE * min(rates_hz):

@@ -59,6 +59,11 @@ class Judged(NamedTuple):
     reward: FrameReward | None
     cause: str
 
+    def distrusted(self, cause: str) -> Judged:
+        """The same, not valid for one more cause."""
+        reward = None if self.reward is None else self.reward._replace(valid=False)
+        return Judged(reward, "; ".join(filter(None, (self.cause, cause))))
+
 
 class LiveReward:
     """Gate, frame spacing, crop and reward of one camera.

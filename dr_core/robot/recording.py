@@ -482,9 +482,16 @@ def rates_by_topic(topics: Sequence[str], rates_hz: Sequence[float]) -> dict[str
 
 
 def robot_metadata(
-    task: str, operator: str, notes: str, *, camera: str, camera_serial: str, calibration_hash: str
+    task: str,
+    operator: str,
+    notes: str,
+    *,
+    camera: str,
+    camera_serial: str,
+    calibration_hash: str | None = None,
+    camera_time_offset_s: float | None = None,
 ) -> EpisodeMetadata:
-    """What is known at the start of an episode on a robot; an empty ``calibration_hash`` says that there is none."""
+    """What is known at the start of an episode on a robot."""
     return EpisodeMetadata(
         task=task,
         outcome="partial",
@@ -496,9 +503,10 @@ def robot_metadata(
         rate_hz=0.0,
         render={},
         versions={"dr_core": importlib.metadata.version("dr_core"), "ros": os.environ.get("ROS_DISTRO", "")},
-        calibration_hash=calibration_hash or None,
+        calibration_hash=calibration_hash,
         drops={},
         notes=notes,
+        camera_time_offset_s=camera_time_offset_s,
     )
 
 

@@ -15,7 +15,7 @@ from dr_core.data.episodes import Episode, EpisodeMetadata, read_episode, read_m
 from dr_core.data.video import VIDEO_SUFFIXES, write_video
 from dr_core.errors import BagError, ConfigError
 from dr_core.rewards.model import NOISE_SEED, check_estimator
-from dr_core.rewards.view import check_view
+from dr_core.rewards.view import check_calibration, check_view
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,12 +45,13 @@ class Scored:
 
 
 def check_camera(path: Path, metadata: EpisodeMetadata, manifest: Mapping[str, Any], next_step: str) -> None:
-    """Refuse images made otherwise than those a model learned from.
+    """Refuse images made otherwise, or with another calibration, than those a model learned from.
 
     Raises:
         BagError: naming the settings that differ.
     """
     check_view(str(path), metadata.render, manifest, next_step=next_step, error=BagError)
+    check_calibration(str(path), metadata.calibration_hash, manifest, next_step=next_step, error=BagError)
 
 
 def check_estimators(model: RewardModel, names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,6 +34,9 @@ TICK_S = 0.01
 DAMPING = 0.05  # of the inverse kinematics
 LEASH_RAD = 0.15  # how far the reference may lead a blocked arm
 ORIENTATION_GAIN_PER_S = 5.0
+# Between the finger tips, oriented as the hand; the fingers reach 1 cm further.
+HAND = "panda0_link7"
+TOOL_POS_M, TOOL_QUAT_WXYZ = (0.0, 0.0, 0.25), (0.92388, 0.0, 0.0, -0.382683)
 # A pose near the start, with the gripper pointing down: where the inverse kinematics begins.
 NEAR_START_RAD = (0.0, -0.3, 0.0, -2.5, 0.0, 0.6, 0.0)
 
@@ -79,6 +82,7 @@ class SimulatedArm(DrawnRobot):
     """
 
     tool_turns = True
+    start_m = START_M
     _mode: Mode
     _command: Vector  # (6,) or (7,) of the mode
     _commanded_s: float
@@ -94,11 +98,11 @@ class SimulatedArm(DrawnRobot):
         self.command_timeout_s = command_timeout_s
         super().__init__(settings or RenderSettings(CAMERA_WIDTH, CAMERA_HEIGHT, camera=CAMERA))
         spec = mujoco.MjSpec.from_string(SCENE.format(assets=_assets()))
+        self._furnish(spec)
         for body in spec.bodies:
             if body.name.startswith("panda0_"):
                 body.gravcomp = 1.0  # as the real arm's controller does
-        # Between the finger tips, oriented as the hand; the fingers reach 1 cm further.
-        spec.body("panda0_link7").add_site(name="tool", pos=[0, 0, 0.25], quat=[0.92388, 0, 0, -0.382683])
+        spec.body(HAND).add_site(name="tool", pos=TOOL_POS_M, quat=TOOL_QUAT_WXYZ)
         self._model = spec.compile()
         self._data = mujoco.MjData(self._model)
         self._scratch = mujoco.MjData(self._model)  # kinematics of the reference, not of the arm
@@ -166,7 +170,7 @@ class SimulatedArm(DrawnRobot):
         return self._data.mocap_pos[0].copy()
 
     @property
-    def camera_pose(self) -> Pose:
+    def camera_pose(self) -> Pose | None:
         """Of the camera's optical frame: x right, y down, z into the picture."""
         return self._draw().camera_pose(self._data)
 
@@ -223,6 +227,9 @@ class SimulatedArm(DrawnRobot):
         """The scripted expert's next action (3,): tool velocity in [-1, 1] (privileged)."""
         return push_action(self.tool_pose[0], self.object_pose[0], self.goal_m)
 
+    def _furnish(self, spec: Any) -> None:
+        """What a subclass puts into the scene (MjSpec) before it is compiled."""
+
     def _accept(self, mode: Mode, values: Vector) -> None:
         if self.estopped:
             return
@@ -265,7 +272,7 @@ class SimulatedArm(DrawnRobot):
         # Damping and discretisation let the orientation drift; turn it back.
         wanted = twist.copy()
         wanted[3:] += ORIENTATION_GAIN_PER_S * _rotation_vector(self._rotation @ rotation.T)
-        return _damped_least_squares(jacobian, wanted)
+        return damped_least_squares(jacobian, wanted)
 
     def _kinematics(self, joints_rad: Vector) -> tuple[Vector, Vector, Vector]:
         """The tool's position (3,), rotation (3, 3) and Jacobian (6, 7) at these angles."""
@@ -278,13 +285,13 @@ class SimulatedArm(DrawnRobot):
         return position.copy(), rotation.reshape(3, 3).copy(), full[:, :7]
 
     def _solve_start(self) -> Vector:
-        """Angles (7,) that put the tool at START_M with the gripper pointing down."""
+        """Angles (7,) that put the tool at `start_m` with the gripper pointing down."""
         down = np.diag([1.0, -1.0, -1.0])
         joints = np.array(NEAR_START_RAD)
         for _ in range(200):
             position, rotation, jacobian = self._kinematics(joints)
-            error = np.concatenate([START_M - position, _rotation_vector(down @ rotation.T)])
-            joints = joints + 0.2 * _damped_least_squares(jacobian, error)
+            error = np.concatenate([self.start_m - position, _rotation_vector(down @ rotation.T)])
+            joints = joints + 0.2 * damped_least_squares(jacobian, error)
         return joints
 
 
@@ -320,7 +327,7 @@ def _rotation_vector(rotation: Vector) -> Vector:
     return twice_sine * (0.5 if sine < 1e-9 else 0.5 * angle / sine)
 
 
-def _damped_least_squares(jacobian: Vector, velocity: Vector) -> Vector:
+def damped_least_squares(jacobian: Vector, velocity: Vector) -> Vector:
     """Joint velocities (J,) that give `velocity` (6,) nearly, and stay small near singularities."""
     square = jacobian @ jacobian.T + DAMPING**2 * np.eye(6)
     return jacobian.T @ np.linalg.solve(square, velocity)

@@ -8,7 +8,7 @@ frame is the optical one (x right, y down, z into the picture).
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -55,39 +55,52 @@ class FlatBoard(Protocol):
         """(H, W); the point (x, y) is at the pixel ((x + margin_m) px_per_m - 0.5, (y + margin_m) px_per_m - 0.5)."""
 
 
-class CalibrationScene:
-    """One board before one camera.
+class Lens:
+    """Bends a wide pin-hole picture of the middle of the view into what a lens shows.
 
     Args:
-        board: what is drawn, on a plate with a white border of one square.
         width: of the pictures, px.
         height: of the pictures, px.
         K: (3, 3) camera matrix, px.
         distortion: (5,) plumb_bob: k1, k2, p1, p2, k3.
+        samples: of a pixel each way, and how much larger the pin-hole picture is drawn.
+
+    Attributes:
+        plane: (samples height samples width, 2) where the samples look on the plane z = 1, row by row.
+        extent: (2,) how far they reach each way.
+        wide_size: width and height of the pin-hole picture, px.
+        fovy_deg: its vertical field of view.
 
     Raises:
         ConfigError: the lens folds the picture over, or sees more than a flat picture can hold.
-        RenderingError: no off-screen rendering.
     """
 
-    def __init__(self, board: FlatBoard, width: int, height: int, K: ArrayLike, distortion: ArrayLike) -> None:
-        self.board, self.width, self.height = board, width, height
+    def __init__(self, width: int, height: int, K: ArrayLike, distortion: ArrayLike, samples: int = SAMPLES) -> None:
+        self.width, self.height, self.samples = width, height, samples
         self.K = np.asarray(K, np.float64).reshape(3, 3)
         self.distortion = np.asarray(distortion, np.float64).reshape(5)
-        self._plane, self._extent = self._undistorted()
+        self.plane, self.extent = self._undistorted()
         focal_px = float(max(self.K[0, 0], self.K[1, 1]))
         # A margin of some samples for the interpolation.
-        half = np.ceil(self._extent * focal_px * SAMPLES) + 4
+        half = np.ceil(self.extent * focal_px * samples) + 4
         scale = min(1.0, LARGEST_PX / 2 / half.max())
         half = np.floor(half * scale)
-        focal_px *= SAMPLES * scale
-        x, y = (self._plane * focal_px + half - 0.5).astype(np.float32).reshape(SAMPLES * height, SAMPLES * width, 2).T
+        focal_px *= samples * scale
+        x, y = (self.plane * focal_px + half - 0.5).astype(np.float32).reshape(samples * height, samples * width, 2).T
         self._map_x, self._map_y = cv2.convertMaps(x.T.copy(), y.T.copy(), cv2.CV_16SC2)
-        self._renderer = self._make_renderer(2 * int(half[0]), 2 * int(half[1]), focal_px)
+        self.wide_size = 2 * int(half[0]), 2 * int(half[1])
+        self.fovy_deg = float(np.degrees(2 * np.arctan(half[1] / focal_px)))
+
+    def bend(self, wide: Picture) -> Picture:
+        """The picture (height, width, 3) that the lens makes of the pin-hole picture of `wide_size`."""
+        fine = cv2.remap(wide, self._map_x, self._map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        if self.samples == 1:
+            return np.asarray(fine, np.uint8)
+        return np.asarray(cv2.resize(fine, (self.width, self.height), interpolation=cv2.INTER_AREA), np.uint8)
 
     def _undistorted(self) -> tuple[Floats, Floats]:
         """Where the samples look, (M, 2) on the plane z = 1, and how far they reach each way (2,)."""
-        u, v = ((np.arange(SAMPLES * n) + 0.5) / SAMPLES - 0.5 for n in (self.width, self.height))
+        u, v = ((np.arange(self.samples * n) + 0.5) / self.samples - 0.5 for n in (self.width, self.height))
         samples = np.stack(np.meshgrid(u, v), -1).reshape(-1, 2)
         wanted = (samples - self.K[:2, 2]) / [self.K[0, 0], self.K[1, 1]]
         wanted[:, 0] -= self.K[0, 1] / self.K[0, 0] * wanted[:, 1]
@@ -111,11 +124,77 @@ class CalibrationScene:
             )  # fmt: skip
         return plane, extent
 
-    def _make_renderer(self, width: int, height: int, focal_px: float) -> FrameRenderer:
+
+def add_board(spec: Any, body: Any, board: FlatBoard, *, solid: bool = True) -> None:
+    """Put a board on a plate with a white border of one square.
+
+    Args:
+        spec: the MjSpec of the model.
+        body: where the plate belongs. The board's frame is this body's turned by half a turn about x.
+        board: what is printed.
+        solid: whether things collide with the plate.
+    """
+    import mujoco
+
+    texture, plate_m, offset_m = _texture(board)
+    paper = spec.add_texture(
+        name="paper",
+        type=mujoco.mjtTexture.mjTEXTURE_2D,
+        width=texture.shape[1],
+        height=texture.shape[0],
+        nchannel=3,
+    )
+    paper.data = np.repeat(texture[..., None], 3, 2).tobytes()
+    material = spec.add_material(name="paper", specular=0, shininess=0)
+    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "paper"
+    # MuJoCo lays the texture's first row at the far y of the upper face; x and y of the board's frame are turned
+    # about x. Under the face, the plate has some thickness.
+    thick_m = 0.001
+    body.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_BOX, size=[plate_m[0] / 2, plate_m[1] / 2, thick_m], material="paper",
+        pos=[plate_m[0] / 2 - offset_m, offset_m - plate_m[1] / 2, -thick_m],
+        contype=int(solid), conaffinity=int(solid),
+    )  # fmt: skip
+
+
+def _texture(board: FlatBoard) -> tuple[Picture, Floats, float]:
+    """Grey values (H, W), width and height of the plate in m, and how far inside it the board begins."""
+    margin_m = board.square_m
+    inner_m = np.array(board.size_m) + 2 * margin_m
+    px_per_m = TEXTURE_PX / float(inner_m.max())
+    drawn = board.draw(px_per_m, margin_m)
+    # Halved six times without a rest, the smaller copies that the renderer samples stay where they belong.
+    down, across = (-n % 64 for n in drawn.shape)
+    whole = cv2.copyMakeBorder(drawn, 0, down, 0, across, cv2.BORDER_CONSTANT, value=255)
+    grey = np.rint(BLACK + whole.astype(np.float64) * (WHITE - BLACK) / 255).astype(np.uint8)
+    return grey, np.array(whole.shape[::-1]) / px_per_m, margin_m
+
+
+class CalibrationScene:
+    """One board before one camera.
+
+    Args:
+        board: what is drawn, on a plate with a white border of one square.
+        width: of the pictures, px.
+        height: of the pictures, px.
+        K: (3, 3) camera matrix, px.
+        distortion: (5,) plumb_bob: k1, k2, p1, p2, k3.
+
+    Raises:
+        ConfigError: the lens folds the picture over, or sees more than a flat picture can hold.
+        RenderingError: no off-screen rendering.
+    """
+
+    def __init__(self, board: FlatBoard, width: int, height: int, K: ArrayLike, distortion: ArrayLike) -> None:
+        self.board, self.width, self.height = board, width, height
+        self.lens = Lens(width, height, K, distortion)
+        self.K, self.distortion = self.lens.K, self.lens.distortion
+        self._renderer = self._make_renderer()
+
+    def _make_renderer(self) -> FrameRenderer:
         select_backend()
         import mujoco
 
-        texture, plate_m, offset_m = self._texture()
         spec = mujoco.MjSpec()
         spec.visual.headlight.ambient = [1, 1, 1]
         spec.visual.headlight.diffuse = spec.visual.headlight.specular = [0, 0, 0]
@@ -126,43 +205,14 @@ class CalibrationScene:
             name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
             rgb1=[0.75 * c for c in sky], rgb2=[1.25 * c for c in sky], width=64, height=384,
         )  # fmt: skip
-        paper = spec.add_texture(
-            name="paper",
-            type=mujoco.mjtTexture.mjTEXTURE_2D,
-            width=texture.shape[1],
-            height=texture.shape[0],
-            nchannel=3,
-        )
-        paper.data = np.repeat(texture[..., None], 3, 2).tobytes()
-        material = spec.add_material(name="paper", specular=0, shininess=0)
-        material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "paper"
-        body = spec.worldbody.add_body(name="board", mocap=True)
-        # MuJoCo lays the texture's first row at the far y of the upper face; x and y of the board's frame are turned
-        # about x. Under the face, the plate has some thickness.
-        thick_m = 0.001
-        body.add_geom(
-            type=mujoco.mjtGeom.mjGEOM_BOX, size=[plate_m[0] / 2, plate_m[1] / 2, thick_m], material="paper",
-            pos=[plate_m[0] / 2 - offset_m, offset_m - plate_m[1] / 2, -thick_m],
-        )  # fmt: skip
-        fovy_deg = float(np.degrees(2 * np.arctan(height / 2 / focal_px)))
-        spec.worldbody.add_camera(name="camera", fovy=fovy_deg)
+        add_board(spec, spec.worldbody.add_body(name="board", mocap=True), self.board)
+        spec.worldbody.add_camera(name="camera", fovy=self.lens.fovy_deg)
         model = spec.compile()
         self._data = mujoco.MjData(model)
         mujoco.mj_forward(model, self._data)
         self._model, self._mujoco = model, mujoco
-        return FrameRenderer(model, self._data, RenderSettings(width, height, camera="camera", upright=False))
-
-    def _texture(self) -> tuple[Picture, Floats, float]:
-        """Grey values (H, W), width and height of the plate in m, and how far inside it the board begins."""
-        margin_m = self.board.square_m
-        inner_m = np.array(self.board.size_m) + 2 * margin_m
-        px_per_m = TEXTURE_PX / float(inner_m.max())
-        drawn = self.board.draw(px_per_m, margin_m)
-        # Halved six times without a rest, the smaller copies that the renderer samples stay where they belong.
-        down, across = (-n % 64 for n in drawn.shape)
-        whole = cv2.copyMakeBorder(drawn, 0, down, 0, across, cv2.BORDER_CONSTANT, value=255)
-        grey = np.rint(BLACK + whole.astype(np.float64) * (WHITE - BLACK) / 255).astype(np.uint8)
-        return grey, np.array(whole.shape[::-1]) / px_per_m, margin_m
+        settings = RenderSettings(*self.lens.wide_size, camera="camera", upright=False)
+        return FrameRenderer(model, self._data, settings)
 
     def render(self, T_camera_board: ArrayLike) -> Picture:
         """The picture (height, width, 3) of the board at this pose: sharp and without noise."""
@@ -172,9 +222,7 @@ class CalibrationScene:
         self._data.mocap_pos[0] = pose[:3, 3]
         self._data.mocap_quat[0] = np.roll(Rotation.from_matrix(pose[:3, :3]).as_quat(), 1)
         self._mujoco.mj_kinematics(self._model, self._data)
-        wide = self._renderer.render(self._data)
-        fine = cv2.remap(wide, self._map_x, self._map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(cv2.resize(fine, (self.width, self.height), interpolation=cv2.INTER_AREA), np.uint8)
+        return self.lens.bend(self._renderer.render(self._data))
 
     def project(self, T_camera_board: ArrayLike, points_m: ArrayLike) -> Floats:
         """Pixels (N, 2) of points (N, 3) of the board's frame, also outside the picture."""
@@ -192,7 +240,7 @@ class CalibrationScene:
         px = self.project(pose, self.board.points_m)
         inside = ((px >= margin_px) & (px <= np.array([self.width, self.height]) - 1 - margin_px)).all(1)
         # Far outside, a lens model may lead back into the picture.
-        seen = np.abs(points[:, :2]) <= self._extent * points[:, 2:]
+        seen = np.abs(points[:, :2]) <= self.lens.extent * points[:, 2:]
         return (points[:, 2] > 0.05) & inside & seen.all(1)
 
     def intrinsic_views(self, n: int, rng: np.random.Generator) -> Floats:
@@ -204,6 +252,10 @@ class CalibrationScene:
         share = 1.0 if self.board.needs_all else 0.7
         cells = np.concatenate([rng.permutation(9) for _ in range(n // 9 + 1)])[:n]
         return np.stack([self._view(rng, int(cell), 45.0, 20.0, (0.35, 0.95), share) for cell in cells])
+
+    def hand_eye_views(self, n: int, rng: np.random.Generator) -> Floats:
+        """Poses T_camera_board (n, 4, 4) for a hand-eye calibration: the whole board, from all sides, turned."""
+        return np.stack([self._view(rng, 4, 40.0, 60.0, (0.4, 0.8), 1.0) for _ in range(n)])
 
     def hand_eye_poses(
         self, n: int, rng: np.random.Generator, mode: str = "eye_in_hand"
@@ -219,7 +271,7 @@ class CalibrationScene:
         Raises:
             ConfigError: another mode.
         """
-        views = np.stack([self._view(rng, 4, 40.0, 60.0, (0.4, 0.8), 1.0) for _ in range(n)])
+        views = self.hand_eye_views(n, rng)
         if mode == "eye_in_hand":
             tool_camera = _near_pose(rng, Rotation.from_euler("z", -90, degrees=True), [0.04, -0.03, 0.06], 0.01)
             # The board lies face up before the robot: its z leads into the table.
@@ -265,8 +317,8 @@ class CalibrationScene:
             tilt = np.radians(rng.uniform(0.0, tilt_deg)) * np.array([np.cos(angle), np.sin(angle), 0.0])
             rotation = Rotation.from_rotvec(tilt) * roll
             far_m = float((size * focal / picture).max() / (rng.uniform(*fill) * (1 - 0.4 * inwards)))
-            column, row = np.clip(target.astype(int), 0, picture - 1) * SAMPLES + SAMPLES // 2
-            ray = np.array([*self._plane[row * self.width * SAMPLES + column], 1.0])
+            column, row = np.clip(target.astype(int), 0, picture - 1) * self.lens.samples + self.lens.samples // 2
+            ray = np.array([*self.lens.plane[row * self.width * self.lens.samples + column], 1.0])
             pose = np.eye(4)
             pose[:3, :3] = rotation.as_matrix()
             pose[:3, 3] = far_m * ray - rotation.apply([*(size / 2), 0.0])

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dr_core.errors import ConfigError
 from dr_sim.rendering import FrameRenderer, RenderSettings
-from dr_sim.tasks import METAWORLD_TASKS, PANDA_TASKS, default_camera, resolve_task
+from dr_sim.tasks import CALIBRATION_TASKS, METAWORLD_TASKS, PANDA_TASKS, default_camera, resolve_task
+
+if TYPE_CHECKING:
+    from dr_sim.calibration_scene import FlatBoard
 
 Vector = NDArray[np.float64]
 Pose = tuple[Vector, Vector]
@@ -57,8 +60,12 @@ class SimulatedRobot(Protocol):
         """(3,) where the object, or the tool, shall go."""
 
     @property
-    def camera_pose(self) -> Pose:
-        """Of the camera's optical frame: x right, y down, z into the picture."""
+    def camera_pose(self) -> Pose | None:
+        """Of the camera's optical frame: x right, y down, z into the picture. None where it is to be calibrated."""
+
+    @property
+    def camera_distortion(self) -> Vector:
+        """(5,) plumb_bob, as the camera's driver states it."""
 
     @property
     def success(self) -> bool: ...
@@ -86,32 +93,41 @@ class SimulatedRobot(Protocol):
         """The camera's picture (H, W, 3) RGB."""
 
     def camera_matrix(self) -> Vector:
-        """Intrinsic matrix (3, 3), pixels; the camera has no distortion."""
+        """Intrinsic matrix (3, 3), pixels, as the camera's driver states it."""
 
     def close(self) -> None:
         """Free the OpenGL context."""
 
 
 def make_robot(
-    task: str, joints: Sequence[str], *, command_timeout_s: float, width: int, height: int
+    task: str,
+    joints: Sequence[str],
+    *,
+    command_timeout_s: float,
+    width: int,
+    height: int,
+    board: FlatBoard | None = None,
+    camera_bump: tuple[float, float] = (0.0, 0.0),
 ) -> SimulatedRobot:
-    """The robot of a task: the Panda for "panda-push", Meta-World's Sawyer for its tasks.
+    """The robot of a task: the Panda for "panda-push" and for calibration, Meta-World's Sawyer for its tasks.
 
     Args:
-        task: any spelling that `resolve_task` takes.
+        task: one of CALIBRATION_TASKS, or any spelling that `resolve_task` takes.
         joints: names in the robot's file, which has to be that of this robot.
         command_timeout_s: without a new command for so long, the arm holds its position.
         width, height: of the camera's pictures, pixels.
+        board: of CALIBRATION_TASKS, which need one.
+        camera_bump: by how much, m and degrees, their camera has been knocked out of its place.
 
     Raises:
         ConfigError: there is no such task, no robot for it, or the robot has other joints.
         RenderingError: no back-end.
     """
-    name = resolve_task(task)
-    if name not in METAWORLD_TASKS + PANDA_TASKS:
+    name = task if task in CALIBRATION_TASKS else resolve_task(task)
+    if name not in METAWORLD_TASKS + PANDA_TASKS + CALIBRATION_TASKS:
         raise ConfigError(
             "task of the simulated robot",
-            expected="panda-push or a Meta-World v3 task",
+            expected="panda-push, panda-calibration or a Meta-World v3 task",
             found=repr(task),
             next_step="choose one of these: the hand of the Adroit tasks is on no arm",
         )
@@ -120,7 +136,21 @@ def make_robot(
     os.environ.setdefault("LP_NUM_THREADS", "0")
     settings = RenderSettings(width=width, height=height, camera=default_camera(name))
     robot: SimulatedRobot
-    if name in PANDA_TASKS:
+    if name in CALIBRATION_TASKS:
+        from dr_sim.calibration_robot import CalibrationArm
+
+        if board is None:
+            raise ConfigError(
+                f"robot of task {name}",
+                expected="a board",
+                found="none",
+                next_step="name one, as charuco:7x5:30mm:22mm",
+            )
+        robot = CalibrationArm(
+            board, name, command_timeout_s=command_timeout_s, width=width, height=height, camera_bump=camera_bump
+        )
+        file = "sim_panda.yaml"
+    elif name in PANDA_TASKS:
         from dr_sim.arm import SimulatedArm
 
         robot, file = SimulatedArm(command_timeout_s=command_timeout_s, settings=settings), "sim_panda.yaml"
@@ -160,8 +190,13 @@ class DrawnRobot:
         return self._draw().render(self._data)
 
     def camera_matrix(self) -> Vector:
-        """Intrinsic matrix (3, 3), pixels; the camera has no distortion."""
+        """Intrinsic matrix (3, 3), pixels, as the camera's driver states it."""
         return self._draw().camera_matrix()
+
+    @property
+    def camera_distortion(self) -> Vector:
+        """(5,) plumb_bob: none."""
+        return np.zeros(5)
 
     def close(self) -> None:
         """Free the OpenGL context."""

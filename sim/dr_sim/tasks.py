@@ -23,6 +23,8 @@ ADROIT_TASKS = ("adroit-door", "adroit-hammer", "adroit-pen")
 """Dexterous-hand tasks of the paper."""
 PANDA_TASKS = ("panda-push",)
 """Tasks of the simulated Panda, recorded as its live camera sees them."""
+CALIBRATION_TASKS = ("panda-calibration", "panda-calibration-beside")
+"""The simulated Panda with a board and a camera to be calibrated, on its hand or beside it; nothing to learn."""
 
 METAWORLD_TASKS = (
     *(

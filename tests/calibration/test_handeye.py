@@ -107,16 +107,49 @@ def test_closed_forms_agree_with_opencv() -> None:
         assert distance_m(found.X, from_parts(rotation, shift)) < 1e-3
 
 
-def test_derivatives_agree_with_differences() -> None:
-    truth = scene("eye_to_hand", seed=3, n=5)
+@pytest.mark.parametrize("mode", ["eye_in_hand", "eye_to_hand"])
+def test_derivatives_agree_with_differences(mode: handeye.Mode) -> None:
+    truth = scene(mode, seed=3, n=5)
     problem = handeye._problem(truth.tool, truth.views, truth.mode, K, LENS, None)
     start = handeye._Solution(truth.pose, truth.board_pose, 1.02)
-    _, derivative = problem.evaluate(start, slice(None))
+    _, derivative, _ = problem.evaluate(start, slice(None))
     for i in range(13):
         step = 1e-6 * np.eye(13)[i]
         after, before = (problem.evaluate(handeye._moved(start, sign * step), slice(None))[0] for sign in (1, -1))
         difference = (after - before) / 2e-6
         np.testing.assert_allclose(derivative[..., i], difference, atol=1e-5 * np.abs(difference).max())
+    start = replace(start, scale=1.0)  # of what the robot says, and not of its errors
+    by_robot = problem.evaluate(start, slice(None))[2]
+    for i in range(6):
+        sides = []
+        for step in (1e-6 * np.eye(6)[i], -1e-6 * np.eye(6)[i]):
+            turn = Rotation.from_rotvec(step[:3]).as_matrix()
+            tool = np.array([from_parts(turn @ pose[:3, :3], pose[:3, 3] + step[3:]) for pose in truth.tool])
+            other = handeye._problem(tool, truth.views, mode, K, LENS, None)
+            sides.append(other.evaluate(start, slice(None))[0])
+        difference = (sides[0] - sides[1]) / 2e-6
+        np.testing.assert_allclose(by_robot[..., i], difference, atol=1e-5 * np.abs(difference).max())
+
+
+@pytest.mark.parametrize("mode", ["eye_in_hand", "eye_to_hand"])
+def test_the_noise_of_corners_and_of_the_robot_are_told_apart(mode: handeye.Mode) -> None:
+    """Sharp corners and a robot that is less so: weighing them makes the result as good as the robot allows."""
+    robots, plain, weighed, covered = [], [], [], []
+    for seed in range(5):
+        truth = scene(mode, seed=200 + seed, pixel_noise=0.04, robot_mm=0.1, robot_deg=0.02)
+        result = truth.solve()
+        assert result.inliers.all()
+        robots.append([result.robot_sd_mm, result.robot_sd_deg])
+        weighed.append(errors(result, truth))
+        covered += [weighed[-1][0] < 1.8 * result.total_sd_mm, weighed[-1][1] < 1.8 * result.total_sd_deg]
+        problem = handeye._problem(truth.tool, truth.views, mode, K, LENS, None)
+        start = handeye._Solution(result.pose, result.board_pose)
+        other = handeye._refine(problem, start, result.inliers, free_scale=False)
+        plain.append(errors(replace(result, pose=other.X), truth))
+        noise = handeye._noise(problem, start, result.inliers)
+        assert noise.corner == pytest.approx(0.04, rel=0.15)
+    np.testing.assert_allclose(np.mean(robots, axis=0), [0.1, 0.02], rtol=0.2)
+    assert (np.mean(weighed, axis=0) < 0.8 * np.mean(plain, axis=0)).all() and sum(covered) >= 8
 
 
 @pytest.mark.parametrize(("mode", "robot_mm", "robot_deg"), [("eye_in_hand", 0.0, 0.0), ("eye_to_hand", 0.1, 0.02)])
@@ -124,7 +157,7 @@ def test_twenty_poses_are_within_a_millimetre_and_a_tenth_of_a_degree_and_the_st
     mode: handeye.Mode, robot_mm: float, robot_deg: float
 ) -> None:
     covered = []
-    for seed in range(8):
+    for seed in range(5):
         truth = scene(mode, seed=100 + seed, robot_mm=robot_mm, robot_deg=robot_deg)
         result = truth.solve()
         mm, deg = errors(result, truth)
@@ -133,7 +166,7 @@ def test_twenty_poses_are_within_a_millimetre_and_a_tenth_of_a_degree_and_the_st
         assert abs(result.scale - 1.0) < 4 * result.scale_sd < 0.01
         assert 0.05 < result.total_sd_mm < 1.0 and 0.005 < result.total_sd_deg < 0.1
         covered += [mm < handeye.COVERAGE_FACTOR * result.total_sd_mm, deg < 1.8 * result.total_sd_deg]
-    assert sum(covered) >= 13  # of 16; 0.95 each
+    assert sum(covered) >= 8  # of 10; 0.95 each
 
 
 @pytest.mark.parametrize(("wrong_mm", "wrong_deg"), [(100.0, 15.0), (10.0, 2.0)])

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from dr_calibration import time_offset
 from dr_calibration.errors import CalibrationError
+from dr_calibration.geometry import from_parts
 
 Floats = NDArray[np.float64]
 Path = Callable[[Floats], Floats]
@@ -79,6 +80,30 @@ def test_positions_of_a_turning_tool_fall_back_to_speeds_and_say_less() -> None:
     assert straight.sd_s < found.sd_s / 3
 
 
+@pytest.mark.parametrize("in_hand", [True, False])
+@pytest.mark.parametrize(("turn_rad", "shift_m"), [(0.4, 0.12), (0.4, 0.0), (0.0, 0.12)])
+def test_poses_tell_however_the_tool_moves(in_hand: bool, turn_rad: float, shift_m: float) -> None:
+    rng = np.random.default_rng(21)
+    turns, shifts = smooth(rng, 15.0, turn_rad), smooth(rng, 15.0, shift_m)
+    X, Y = (from_parts(Rotation.from_quat(rng.normal(size=4)), rng.uniform(-0.2, 0.2, 3)) for _ in range(2))
+
+    def tool(times: Floats) -> Floats:
+        return np.array([from_parts(Rotation.from_rotvec(turns(t)), shifts(t)) for t in times])
+
+    moments = np.arange(0.013, 15.0, 1.0 / FPS)
+    moments = moments[rng.random(len(moments)) > 0.05]
+    seen = tool(moments) if not in_hand else np.linalg.inv(tool(moments))
+    noise = [
+        from_parts(Rotation.from_rotvec(np.radians(0.3) * rng.normal(size=3)), rng.normal(size=3) * [3e-4, 3e-4, 2e-3])
+        for _ in moments
+    ]
+    seen = np.array(noise) @ X @ seen @ Y
+    stamps = moments - 0.0837 + 1e-3 * rng.normal(size=len(moments))
+    robot_s = np.arange(0.0, 15.0, 1.0 / ROBOT_HZ)
+    found = time_offset.estimate(stamps, seen, robot_s, tool(robot_s))
+    assert abs(found.offset_s + 0.0837) < min(1e-3, 4.0 * found.sd_s)
+
+
 def test_recordings_that_cannot_tell_are_refused_with_the_reason() -> None:
     def refused(text: str, camera_s: Floats, seen: Floats, robot_s: Floats, arm: Floats, **options: float) -> None:
         with pytest.raises(CalibrationError, match=text):
@@ -99,6 +124,11 @@ def test_recordings_that_cannot_tell_are_refused_with_the_reason() -> None:
     refused("stamps that increase", camera_s[::-1], seen, robot_s, arm)
     refused("finite", camera_s, np.where(seen > seen.max() - 1e-9, np.nan, seen), robot_s, arm)
     refused("one value per stamp", camera_s, seen[:-1], robot_s, arm)
+    still = np.tile(np.eye(4), (len(camera_s), 1, 1))
+    refused("speeds that vary", camera_s, still, robot_s, np.tile(np.eye(4), (len(robot_s), 1, 1)))
+    refused("poses of the camera and positions of the robot; give matching signals", camera_s, still, robot_s, arm)
+    still[3, :3, 3] = 900.0
+    refused("camera pose 3: .* millimetres", camera_s, still, robot_s, arm)
     refused("matching signals", camera_s, seen, robot_s, Rotation.random(len(robot_s), random_state=0).as_quat())
 
 

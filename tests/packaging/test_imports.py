@@ -13,7 +13,7 @@ import pytest
 PACKAGES = {
     "dr_core": ("dr_core", set()),
     "dr_calibration": ("calibration/dr_calibration", {"dr_core"}),
-    "dr_sim": ("sim/dr_sim", {"dr_core"}),
+    "dr_sim": ("sim/dr_sim", {"dr_core", "dr_calibration"}),
     "dr_nodes": ("ros2_ws/src/dr_nodes/dr_nodes", {"dr_core", "dr_calibration", "dr_interfaces"}),
 }
 LOCAL = {*PACKAGES, "dr_interfaces", "dr_embedded"}

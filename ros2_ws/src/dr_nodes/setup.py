@@ -3,7 +3,10 @@
 from setuptools import find_packages, setup
 
 NAME = "dr_nodes"
-NODES = ("agent", "arm_bridge", "camera", "evaluator", "recorder", "reward", "sim_robot", "teleop")
+NODES = (
+    "agent", "arm_bridge", "calibrate", "camera", "evaluator", "recorder", "reward", "rig",
+    "sim_robot", "teleop",
+)  # fmt: skip
 
 setup(
     name=NAME,

@@ -2,7 +2,7 @@
 
 Publishes the action in [-1, 1] on action (std_msgs/Float64MultiArray, for recordings) and what it means for the robot
 on desired_twist (geometry_msgs/TwistStamped) and, where it has a gripper, desired_gripper (std_msgs/Float64, m). The
-stamp is that of the observation: the camera's of a trained policy's picture.
+stamp is that of the observation: the camera's of a trained policy's picture, less the time offset of rig_file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Float64, Float64MultiArray
 
 from dr_core.agent.pushing import Disturbance, push_action
+from dr_core.agent.route import Traveller, load_route
 from dr_core.data.images import DamagedImage
 from dr_core.errors import ConfigError, UserError
 from dr_core.robot.frames import FUTURE_LIMIT_NS
@@ -27,13 +28,15 @@ from dr_core.safety.limits import load_robot
 from dr_nodes import convert
 from dr_nodes.common import IMAGE_QOS, OK, WARN, ManagedNode, Param, image_qos, needed, refuse_second_publisher, run
 from dr_nodes.messages import action_to_motion, labelled_action, values_to_twist
+from dr_nodes.rig_watch import time_offset_ns
 
 Vector = NDArray[np.float64]
 IMAGES = "camera/color/image_raw"
 ACTION_SIZES = (3, 4, 6, 7)
 PARAMETERS = (
     Param("robot_file", "", "YAML file of the robot: what an action of 1 means, frames, topics"),
-    Param("policy", "scripted", "who acts", choices=("scripted", "disturbed", "constant", "checkpoint")),
+    Param("policy", "scripted", "who acts", choices=("scripted", "disturbed", "constant", "route", "checkpoint")),
+    Param("route", "", "YAML file of policy route: poses [[x, y, z, qx, qy, qz, qw], ...] of the tool, dwell_s"),
     Param("checkpoint", "", "directory of the trained agent, for policy checkpoint"),
     Param("device", "cpu", "of the trained agent, cpu or cuda:N"),
     Param("crop", "", "none, center, or x,y,width,height in pixels; empty: as the agent was trained"),
@@ -43,6 +46,7 @@ PARAMETERS = (
     Param("constant", [0.0, 0.0, 0.0], "the action of policy constant, x, y, z in [-1, 1]"),
     Param("max_age_s", 0.15, "no action on an older observation", 0.001, 10.0),
     Param("max_skew_s", 0.03, "parts of one observation are no further apart", 0.0, 1.0),
+    Param("rig_file", "", "calibration of the camera: its time offset puts pictures on the robot's clock; empty: none"),
     *IMAGE_QOS,
 )
 
@@ -62,6 +66,7 @@ class Agent(ManagedNode):
         self.policy, self.needs = self.make_policy()
         self.newest: dict[str, tuple[int, Any]] = {}
         self.acted_ns = -1
+        self.image_offset_ns = time_offset_ns(self.value("rig_file"))
         self.actions = self.create_lifecycle_publisher(Float64MultiArray, "action", 1)
         self.twists = self.create_lifecycle_publisher(TwistStamped, "desired_twist", 1)
         self.gripper = self.create_lifecycle_publisher(Float64, "desired_gripper", 1)
@@ -89,9 +94,26 @@ class Agent(ManagedNode):
             return (lambda: action), ()
         if name == "checkpoint":
             return self.load_policy(), ("image",)
+        if name == "route":
+            return self.load_route(), ("tool",)
         parts = ("tool", "object", "goal")
         disturb = Disturbance(self.value("disturbance") if name == "disturbed" else 0.0, self.value("seed"))
         return (lambda *poses: disturb(push_action(*(convert.pose_to_arrays(pose)[0] for pose in poses)))), parts
+
+    def load_route(self) -> Callable[..., Vector]:
+        route = load_route(needed(self.value("route"), "route", "the poses to visit, in a YAML file"))
+        scale = self.robot.action
+        traveller = Traveller(route, scale.linear_m_s, scale.angular_rad_s)
+        self.forget = traveller.restart
+
+        def act(tool: Any) -> Vector:
+            before = traveller.status
+            velocity = traveller(1e-9 * convert.stamp_to_ns(tool.header.stamp), *convert.pose_to_arrays(tool))
+            if traveller.status != before:
+                self.get_logger().info(traveller.status)
+            return velocity / np.repeat([scale.linear_m_s, scale.angular_rad_s], 3)
+
+        return act
 
     def load_policy(self) -> Callable[..., Vector]:
         path = Path(needed(self.value("checkpoint"), "checkpoint", "the directory of a trained agent"))
@@ -126,7 +148,8 @@ class Agent(ManagedNode):
         self.inputs, self.outputs = [], []
 
     def on_part(self, part: str, message: Any) -> None:
-        self.newest[part] = (convert.stamp_to_ns(message.header.stamp), message)
+        stamp_ns = convert.stamp_to_ns(message.header.stamp)
+        self.newest[part] = (stamp_ns - self.image_offset_ns * (part == "image"), message)
         if self.active and self.due:
             self.act()
 

@@ -75,6 +75,13 @@ IMAGE_QOS = (
 )
 
 
+RIG = (
+    Param("rig_file", "", "calibration of the camera, .../rig_NAME.yaml; empty: none"),
+    Param("rig_max_age_days", 30.0, "an older calibration is refused; 0 allows any age", 0.0, 36500.0),
+    Param("camera_serial", "", "serial number of the camera, which the calibration has to name; empty: not known"),
+)
+
+
 def image_qos(node: ManagedNode) -> QoSProfile:
     """The profile that the parameters IMAGE_QOS describe."""
     reliable = node.value("image_reliability") == "reliable"

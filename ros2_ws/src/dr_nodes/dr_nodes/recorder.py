@@ -15,8 +15,9 @@ from rosidl_runtime_py.utilities import get_message
 
 from dr_core.errors import BagError, UserError
 from dr_core.robot.recording import EpisodeRecorder, Topic, rates_by_topic, robot_metadata, usable_folder
-from dr_nodes.common import ERROR, OK, WARN, ManagedNode, Param, needed, run
+from dr_nodes.common import ERROR, OK, RIG, WARN, ManagedNode, Param, needed, run
 from dr_nodes.convert import begins_with_header, definition_of
+from dr_nodes.rig_watch import load_rig
 
 MIB = 2**20
 LOOK_PERIOD_S = 0.25
@@ -27,8 +28,7 @@ PARAMETERS = (
     Param("optional_topics", [""], "topics that are recorded when somebody publishes them"),
     Param("rates_hz", [0.0], "expected rate of each of topics; 0 learns it for images, expects nothing of others"),
     Param("camera", "", "name of the camera, for the metadata"),
-    Param("camera_serial", "", "serial number of the camera, for the metadata"),
-    Param("calibration_hash", "", "of the calibration in use, for the metadata; empty: none"),
+    *RIG,
     Param("preroll_s", 1.0, "what an episode holds of the time before its start", 0.0, 60.0),
     Param("queue_mib", 256, "memory for messages that wait for the disk; more are dropped and counted", 1, 65536),
     Param("reserve_mib", 1024, "free disk space to leave", 0, 2**30),
@@ -62,6 +62,7 @@ class Recorder(ManagedNode):
         directory = usable_folder(Path(needed(self.value("directory"), "directory", "a folder for the episodes")))
         self._wanted = [self.resolve_topic_name(name) for name in self.values("topics")]
         self._rates_hz = rates_by_topic(self._wanted, self.value("rates_hz"))
+        self._camera()
         self._recorder = EpisodeRecorder(
             directory,
             preroll_s=self.value("preroll_s"),
@@ -141,10 +142,19 @@ class Recorder(ManagedNode):
         return response
 
     def _start(self, recorder: EpisodeRecorder, request: Any, response: Any) -> str:
-        known = {name: self.value(name) for name in ("camera", "camera_serial", "calibration_hash")}
-        metadata = robot_metadata(request.task, request.operator_name, request.notes, **known)
+        metadata = robot_metadata(request.task, request.operator_name, request.notes, **self._camera())
         response.path = str(recorder.start(request.name, metadata, self._wanted))
         return ""
+
+    def _camera(self) -> dict[str, Any]:
+        """What the metadata says of the camera; the calibration is read for each episode, as it may be made anew."""
+        known = {name: self.value(name) for name in ("camera", "camera_serial")}
+        if not (path := self.value("rig_file")):
+            return known
+        rig = load_rig(path, max_age_days=self.value("rig_max_age_days"), serial=known["camera_serial"])
+        known |= {"camera_serial": rig.camera_serial, "calibration_hash": rig.hash}
+        offset_s = None if rig.time_offset is None else rig.time_offset.offset_s
+        return {**known, "camera_time_offset_s": offset_s}
 
     def _stop(self, recorder: EpisodeRecorder, request: Any, response: Any) -> str:
         if request.discard:

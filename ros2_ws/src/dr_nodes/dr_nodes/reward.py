@@ -19,6 +19,7 @@ from dr_nodes.common import (
     ERROR,
     IMAGE_QOS,
     OK,
+    RIG,
     WARN,
     ManagedNode,
     Param,
@@ -29,6 +30,7 @@ from dr_nodes.common import (
     run,
 )
 from dr_nodes.convert import reward_message, stamp_to_ns, to_array
+from dr_nodes.rig_watch import RigWatch, watch_for_model
 
 if TYPE_CHECKING:
     from dr_core.rewards.model import RewardModel
@@ -56,6 +58,7 @@ PARAMETERS = (
     Param("success_topic", "", "std_msgs/Bool that tells when the task is done; empty: none"),
     Param("success_weight", 1.0, "what a task that is done adds to the reward", 0.0, 1e6),
     Param("deadline_s", 0.1, "from the camera's stamp to publication; later ones are counted", 0.0, 10.0, live=True),
+    *RIG,
     *IMAGE_QOS,
 )
 
@@ -67,6 +70,7 @@ class RewardNode(ManagedNode):
         super().__init__("reward", PARAMETERS)
         self._model: RewardModel | None = None
         self._live: LiveReward | None = None
+        self._rig: RigWatch | None = None
         self._subscription: Any = None
         self._success: Any = None
         self._counts: Counter[str] = Counter()
@@ -85,6 +89,7 @@ class RewardNode(ManagedNode):
             torch.set_num_threads(self.value("threads"))
         precision = {name: self.value(name) for name in ("precision", "codec_precision")}
         self._model = RewardModel.load(path, self.value("device"), **precision)
+        self._rig = self._watch_of(self._model)
         self._new_stream()
         compressed = self.value("compressed")
         topic = "camera/color/image_raw/compressed" if compressed else "camera/color/image_raw"
@@ -99,10 +104,22 @@ class RewardNode(ManagedNode):
         self._heard_s = time.monotonic()
 
     def cleanup(self) -> None:
-        self._model = self._live = None
+        self._model = self._live = self._rig = None
         for subscription in filter(None, (self._subscription, self._success)):
             self.destroy_subscription(subscription)
         self._subscription = self._success = None
+
+    def _watch_of(self, model: RewardModel) -> RigWatch | None:
+        watch, unguarded = watch_for_model(
+            model.calibration_hashes,
+            self.value("rig_file"),
+            max_age_days=self.value("rig_max_age_days"),
+            serial=self.value("camera_serial"),
+            simulated=bool(model.manifest.get("render")),
+        )
+        without = "the model's recordings had no calibration, as those of a simulator have none"
+        self.diagnostics.set("calibration", WARN if unguarded else OK, unguarded or (watch.words if watch else without))
+        return watch
 
     def _new_stream(self) -> None:
         assert self._model is not None
@@ -121,6 +138,8 @@ class RewardNode(ManagedNode):
             success_weight=self.value("success_weight"),
         )
         self._counts.clear()
+        if self._rig is not None:
+            self._rig.reset()
 
     def _on_success(self, message: Any) -> None:
         if self._live is not None:
@@ -132,7 +151,10 @@ class RewardNode(ManagedNode):
         self._heard_s = time.monotonic()
         stamp_ns = stamp_to_ns(message.header.stamp)
         try:
-            judged = self._live.push(to_array(message), stamp_ns, self.now_ns())
+            picture = to_array(message)
+            judged = self._live.push(picture, stamp_ns, self.now_ns())
+            if elsewhere := self._camera_elsewhere(picture, stamp_ns):
+                judged = judged.distrusted(elsewhere)
         except DamagedImage as damaged:
             self._counts["damaged"] += 1
             self._report(f"dropped: {damaged}")
@@ -156,6 +178,18 @@ class RewardNode(ManagedNode):
                 )
             )
         self._report(judged.cause)
+
+    def _camera_elsewhere(self, picture: Any, stamp_ns: int) -> str:
+        """Why no reward is valid with the camera where it is; raises UserError if it was never where it belongs."""
+        if self._rig is None:
+            return ""
+        cause = self._rig.guard(picture, stamp_ns)
+        if not self._rig.watches:
+            return ""
+        level = ERROR if self._rig.verdict == "moved" else WARN if self._rig.verdict == "hidden" else OK
+        self.diagnostics.set("calibration", level, self._rig.words)
+        self._counts["camera_elsewhere"] += bool(cause)
+        return cause
 
     def _report(self, cause: str) -> None:
         assert self._live is not None

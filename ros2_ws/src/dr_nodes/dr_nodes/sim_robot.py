@@ -20,6 +20,7 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 from trajectory_msgs.msg import JointTrajectory
 
+from dr_calibration.boards import Board
 from dr_core.errors import UserError
 from dr_core.safety.limits import load_robot
 from dr_nodes import convert
@@ -28,13 +29,17 @@ from dr_nodes.messages import twist_to_values
 from dr_sim.robot import make_robot
 
 PARAMETERS = (
-    Param("task", "panda-push", "panda-push, or a task of Meta-World's Sawyer such as door-close"),
+    Param("task", "panda-push", "panda-push, panda-calibration(-beside), or one of Meta-World such as door-close"),
     Param("robot_file", "", "YAML file of the robot: names of joints, frames and topics"),
     Param("seed", 0, "of the first episode: places of object and goal; each reset takes the next", 0, 2**31 - 1),
     Param("rate_hz", 50.0, "joint states and poses a second", 1.0, 500.0),
     Param("camera_rate_hz", 30.0, "pictures a second", 1.0, 120.0),
     Param("width", 640, "of the pictures, pixels", 8, 4096),
     Param("height", 480, "of the pictures, pixels", 8, 4096),
+    Param("camera_latency_s", 0.0, "pictures are stamped so much after they were taken", 0.0, 1.0),
+    Param("board", "charuco:7x5:30mm:22mm:4X4_50", "what the camera of panda-calibration looks at"),
+    Param("camera_bump_m", 0.0, "so far the camera of panda-calibration was knocked aside", 0.0, 0.1),
+    Param("camera_bump_deg", 0.0, "so far it was turned", 0.0, 45.0),
     Param("command_timeout_s", 0.2, "without a command for so long, the arm holds its position", 0.0, 10.0),
     *IMAGE_QOS,
 )
@@ -54,10 +59,12 @@ class SimRobot(ManagedNode):
         self.robot = load_robot(needed(self.value("robot_file"), "robot_file", "the robot's YAML file"))
         self.frames, topics = self.robot.frames, self.robot.topics
         options = {name: self.value(name) for name in ("command_timeout_s", "width", "height")}
-        arm = make_robot(self.value("task"), self.robot.joints, **options)
+        bump = self.value("camera_bump_m"), self.value("camera_bump_deg")
+        board = Board.parse(self.value("board"))
+        arm = make_robot(self.value("task"), self.robot.joints, **options, board=board, camera_bump=bump)
         self.seed = self.value("seed")
         arm.reset(self.seed)
-        self.k = arm.camera_matrix()
+        self.k, self.distortion = arm.camera_matrix(), arm.camera_distortion
         self.arm = arm
         sensor, latched = image_qos(self), QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.outputs = {
@@ -138,15 +145,19 @@ class SimRobot(ManagedNode):
     def take_picture(self) -> None:
         # A picture of an older state would show motion at a wrong speed.
         stamp_ns, frame = self.catch_up(), self.frames.camera
+        stamp_ns += round(1e9 * self.value("camera_latency_s"))
         pixels = self.arm.render()
         self.outputs["image"].publish(convert.array_to_image(pixels, stamp_ns, frame))
         size = self.value("width"), self.value("height")
-        self.outputs["info"].publish(convert.camera_info(stamp_ns, frame, *size, self.k, np.zeros(5)))
+        self.outputs["info"].publish(convert.camera_info(stamp_ns, frame, *size, self.k, self.distortion))
 
     def publish_camera_frame(self) -> None:
         self.destroy_timer(self.timers_.pop())
-        pose = convert.arrays_to_transform(self.now_ns(), self.frames.base, self.frames.camera, *self.arm.camera_pose)
-        self.outputs["tf_static"].publish(TFMessage(transforms=[pose]))
+        pose = self.arm.camera_pose
+        if pose is None:  # for a calibration to find
+            return
+        transform = convert.arrays_to_transform(self.now_ns(), self.frames.base, self.frames.camera, *pose)
+        self.outputs["tf_static"].publish(TFMessage(transforms=[transform]))
 
     def report(self) -> None:
         """Whether the simulation keeps up with the clock."""
