@@ -12,9 +12,12 @@ import json
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import time
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +28,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from dr_core.config import dump_yaml, load_yaml
 from dr_core.errors import CheckpointError, OutputInUseError
@@ -33,6 +37,12 @@ from dr_core.files import fsync
 FORMAT = 1
 MODEL, CONFIG, MANIFEST, TRAINING = "model.safetensors", "config.yaml", "manifest.json", "training.pt"
 _MAX_MANIFEST_BYTES = 16 * 2**20
+_TYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+}
+_SLACK_NUMBERS = 2**22
+"""What a network may hold besides the weights of its file."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +157,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     manifest = _read_manifest(path)
     for name, expected in manifest["sha256"].items():
         file = path / name
-        if Path(name).name != name or file.is_symlink() or not file.is_file():
+        if not _is_plain_file(path, name):
             raise CheckpointError(
                 str(path / MANIFEST),
                 expected="the names of plain files beside it",
-                found=f"{name!r}, which is missing or no such file",
+                found=f"{name!r:.80}, which is missing or no such file",
                 next_step="copy the checkpoint again whole",
             )
         found = sha256_file(file)
@@ -174,13 +184,34 @@ def load_checkpoint(path: Path) -> Checkpoint:
     training = None
     if TRAINING in manifest["sha256"]:
         try:
+            _refuse_inflation(path / TRAINING)
             training = torch.load(path / TRAINING, weights_only=True, map_location="cpu")
         # Foreign bytes surprise the restricted reader in many ways; none of them runs code.
-        except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+                AssertionError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile) as error:  # fmt: skip
             raise _not_training_state(path) from error
         if not isinstance(training, dict):
             raise _not_training_state(path)
     return Checkpoint(path, tensors, load_yaml(path / CONFIG), manifest, training)
+
+
+def _is_plain_file(folder: Path, name: str) -> bool:
+    """Whether ``name``, which stands in a file, is that of a file in ``folder`` itself and no link."""
+    try:
+        file = folder / name
+        return Path(name).name == name and not file.is_symlink() and file.is_file()
+    except (OSError, ValueError):  # too long, or with a zero in it
+        return False
+
+
+def _refuse_inflation(path: Path) -> None:
+    """ValueError if an archive of torch claims to hold more than the file: they are stored as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("a compressed archive")
 
 
 def _not_training_state(path: Path) -> CheckpointError:
@@ -201,7 +232,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             next_step="give the directory that holds manifest.json",
         )
     file = path / MANIFEST
-    if not file.is_file():
+    if not _is_plain_file(path, MANIFEST):
         found = "no such directory" if not path.exists() else "no manifest.json in it"
         raise CheckpointError(
             str(path), expected="a checkpoint directory", found=found, next_step="train one with dr train-reward"
@@ -214,6 +245,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         whole = isinstance(manifest, dict) and manifest["format"] == FORMAT
         whole = whole and {MODEL, CONFIG} <= manifest["sha256"].keys()
+        whole = whole and all(isinstance(value, str) for value in manifest["sha256"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
@@ -224,6 +256,42 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             next_step="copy the checkpoint again or train it anew",
         )
     return dict(manifest)
+
+
+@contextmanager
+def built_from(tensors: Mapping[str, Tensor], where: Path) -> Iterator[None]:
+    """While a network is built by the config of a checkpoint: it may not become larger than the checkpoint's weights.
+
+    Raises:
+        CheckpointError: it would, so that memory is not taken for weights that are not there; or the network refuses
+            its config.
+    """
+    room_numbers = sum(value.numel() for value in tensors.values()) + _SLACK_NUMBERS
+    room_tensors = 4 * len(tensors) + 64
+
+    def count(_: nn.Module, name: str, value: Tensor | None) -> None:
+        nonlocal room_numbers, room_tensors
+        room_numbers -= value.numel() if value is not None else 0
+        room_tensors -= 1
+        if room_numbers < 0 or room_tensors < 0:
+            raise ValueError("a larger network")
+
+    hooks = (
+        torch_module.register_module_parameter_registration_hook(count),
+        torch_module.register_module_buffer_registration_hook(count),
+    )
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, ArithmeticError) as error:
+        raise CheckpointError(
+            str(where),
+            expected="a config.yaml that describes a network of its weights",
+            found=" ".join(str(error).split())[:200],
+            next_step="use weights and config of the same training run",
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, where: Path) -> None:
@@ -241,7 +309,10 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, 
         for name, value in own.items()
         if name in given and given[name].shape != value.shape
     ]
-    faults += [f"{prefix}{name} is not finite" for name in own if name in given and not given[name].isfinite().all()]
+    faults += [
+        f"{prefix}{name} is of {given[name].dtype}" for name in own if name in given and given[name].dtype not in _TYPES
+    ]
+    faults = faults or [f"{prefix}{name} is not finite" for name in own if not given[name].isfinite().all()]
     if faults:
         more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise CheckpointError(

@@ -25,6 +25,10 @@ T = TypeVar("T")
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
+MAX_ITEMS = 10_000
+"""Keys, values and brackets; more would take the parser many seconds."""
+MAX_CHARACTERS = 3000
+"""Of one key or value, so that every number can be printed (Python's limit is 4300 digits)."""
 # PyYAML follows YAML 1.1, where a number without a dot such as 1e-4 is text; people mean the number.
 _EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+")
 _NAMES = {
@@ -41,7 +45,8 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
-        ConfigError: missing, unreadable, larger than 1 MiB; not YAML; Python tags, aliases, duplicate keys.
+        ConfigError: missing, unreadable, larger than 1 MiB; not YAML; tags, aliases, duplicate keys; more than 10,000
+            items, or a longer one than 3000 characters.
     """
     path = Path(path)
     try:
@@ -70,7 +75,7 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
             found=f"another byte at {error.start}",
             next_step="save it as UTF-8",
         ) from error
-    value = _parse(text, str(path))
+    value = parse_yaml(text, str(path))
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -131,7 +136,7 @@ def parse_set(text: str) -> dict[str, Any]:
             found=repr(text),
             next_step="write for example train.lr=1e-4",
         )
-    result: Any = _parse(value, key)
+    result: Any = parse_yaml(value, key)
     for part in reversed(parts):
         result = {part: result}
     return typing.cast("dict[str, Any]", result)
@@ -152,15 +157,20 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _parse(text: str, subject: str) -> Any:
-    """`yaml.safe_load`, after refusing what it would accept too easily."""
+def parse_yaml(text: str, subject: str) -> Any:
+    """`yaml.safe_load`, after refusing what it would accept too easily.
+
+    Raises:
+        ConfigError: as `load_yaml`; its subject is ``subject``.
+    """
     try:
-        _refuse_anchors_and_depth(text, subject)
+        _refuse_surprises(text, subject)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if root is not None:
-            _refuse_duplicates(root, subject)
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, too many digits
+        if root is None:
+            return None
+        _refuse_duplicates(root, subject)
+        return yaml.constructor.SafeConstructor().construct_document(root)
+    except (yaml.YAMLError, ValueError, LookupError) as error:  # an impossible date, too many digits, a lone sign
         raise ConfigError(
             subject,
             expected="plain YAML values (no Python tags)",
@@ -169,15 +179,34 @@ def _parse(text: str, subject: str) -> Any:
         ) from error
 
 
-def _refuse_anchors_and_depth(text: str, subject: str) -> None:
+def _refuse_surprises(text: str, subject: str) -> None:
+    """Aliases, tags (PyYAML fails in many ways on a wrong one), and sizes that no configuration has."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        if count > MAX_ITEMS:
+            raise ConfigError(
+                subject, expected=f"at most {MAX_ITEMS} keys and values", found="more", next_step="shorten the file"
+            )
         if isinstance(event, yaml.AliasEvent):
             raise ConfigError(
                 _line(subject, event),
-                expected="values written out",
+                expected="values written out, no aliases",
                 found=f"the alias *{event.anchor}",
                 next_step="repeat the value",
+            )
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_CHARACTERS:
+            raise ConfigError(
+                _line(subject, event),
+                expected=f"at most {MAX_CHARACTERS} characters in a value",
+                found=f"{len(event.value)}",
+                next_step="shorten it",
+            )
+        if (tag := getattr(event, "tag", None)) not in (None, "!"):
+            raise ConfigError(
+                _line(subject, event),
+                expected="plain YAML values (no Python tags)",
+                found=f"the tag {tag!r:.80}",
+                next_step="correct that line",
             )
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
@@ -249,7 +278,7 @@ def _construct(cls: type[T], base: T | None, mapping: Any, where: str, dotted: s
                     next_step="set it",
                 )
         return cls(**values)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:  # a division by a number of the file, too
         raise ConfigError(
             _subject(where, dotted) or cls.__name__,
             expected="settings that fit together",

@@ -21,7 +21,8 @@ class UserError(Exception):
         self.expected = expected
         self.found = found
         self.next_step = next_step
-        super().__init__(f"{what}: expected {expected}; found {found}; {next_step}")
+        # One line, whatever names and values a file holds.
+        super().__init__(" ".join(f"{what}: expected {expected}; found {found}; {next_step}".splitlines()))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the way back from a worker process."""

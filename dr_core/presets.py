@@ -73,8 +73,10 @@ class RewardModelConfig:
     image: ImageRule = field(default_factory=ImageRule)
 
     def __post_init__(self) -> None:
-        if self.num_history < 1 or self.frame_skip < 1:
-            raise ValueError("num_history and frame_skip must be at least 1")
+        if not 1 <= self.num_history <= 64 or not 1 <= self.frame_skip <= 1000:
+            raise ValueError("num_history must be from 1 to 64, frame_skip from 1 to 1000")
+        if not 2 <= self.num_timesteps <= 10_000:
+            raise ValueError(f"num_timesteps must be from 2 to 10000, got {self.num_timesteps}")
         if self.image.size != 64 or self.vqgan.image_size != 64 or len(self.vqgan.channels) != 4:
             raise ValueError("the video models need 64×64 images and 8×8 codes: image.size 64, four vqgan.channels")
         if math.prod(self.fsq.levels) > MAX_CODES or self.vqgan.num_codes > MAX_CODES:

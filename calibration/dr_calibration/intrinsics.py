@@ -22,6 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from dr_calibration.errors import CalibrationError
 from dr_calibration.geometry import Pose, from_rodrigues
+from dr_core.config import load_yaml
+from dr_core.errors import ConfigError
 
 Vector = NDArray[np.float64]
 Size = tuple[int, int]
@@ -52,9 +54,6 @@ MAX_RMS = 2.0 / 640
 """As a share of the picture's width: above it, board or camera is not what it is taken for."""
 MAX_DROPPED = 0.3
 """Share of views that may be left out as outliers."""
-
-MAX_FILE_BYTES = 2**20
-MAX_DEPTH = 16
 
 
 class Detected(Protocol):
@@ -721,48 +720,18 @@ def read_camera_info(path: Path) -> Intrinsics:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file of plain values: no tags, aliases or duplicate keys, at most 1 MiB.
+    """The mapping in a YAML file of plain values, as `dr_core.config.load_yaml` reads it.
 
     Raises:
         CalibrationError: missing, unreadable, or something else.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        found = error.strerror or "an error"
-        raise _refused(str(path), "a readable YAML file", found, "calibrate, or give its path") from error
-    if len(raw) > MAX_FILE_BYTES:
-        raise _refused(str(path), f"at most {MAX_FILE_BYTES} bytes", "a larger file", "give another file")
-    try:
-        text = raw.decode("utf-8")
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise _refused(str(path), f"at most {MAX_DEPTH} levels", "more", "give another file")
-            if isinstance(event, yaml.AliasEvent):
-                raise _refused(str(path), "no aliases", f"*{event.anchor}", "write the value out")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_duplicates(path, root)
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, CalibrationError):
-            raise
-        found = " ".join(str(error).split())[:200]
-        raise _refused(str(path), "plain YAML values without tags", found, "calibrate again") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise _refused(str(path), "`key: value` lines", type(content).__name__, "give another file")
+        content = load_yaml(path)
+    except ConfigError as error:
+        raise _refused(error.what, error.expected, error.found, error.next_step) from error
+    if not all(isinstance(key, str) for key in content):
+        raise _refused(str(path), "`key: value` lines", "a key that is no text", "give another file")
     return content
-
-
-def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value]
-        if twice := [str(key) for key in keys if keys.count(key) > 1]:
-            raise _refused(str(path), "every key once", f"{twice[0]} twice", "remove one")
-        for _, value in node.value:
-            _refuse_duplicates(path, value)
 
 
 def write_yaml(path: Path, content: Mapping[str, Any], *, replace: bool) -> None:
@@ -814,6 +783,7 @@ def finite(where: str, value: object, count: int) -> Vector:
     """(count,) of a list of finite numbers. Raises CalibrationError."""
     good = isinstance(value, list) and len(value) == count
     good = good and all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value)  # type: ignore[attr-defined]
+    good = good and all(abs(item) < 1e300 for item in value)  # type: ignore[attr-defined]
     numbers = np.array(value if good else [np.nan], np.float64)
     if not np.isfinite(numbers).all():
         raise _refused(where, f"{count} finite numbers", str(value)[:80], "calibrate the camera again")

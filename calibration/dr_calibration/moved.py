@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,12 @@ MATCH = 0.35
 MOVING_LEVELS = 12.0
 """Grey levels by which pixels differ from the median of the reference pictures where something moves."""
 TAG_MARGIN_PX = 60
+MAX_FILE_BYTES = 2**26
+MAX_PIXELS = 2**24
+"""Of a stored reference picture; a camera's has at most a few million."""
+SMALLEST_SIDE = 16
+"""Of a stored reference picture, px."""
+PNG_BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 
 @dataclass(frozen=True)
@@ -228,11 +235,21 @@ class Reference:
             CalibrationError: missing, or no such picture.
         """
         try:
-            data = np.frombuffer(path.read_bytes(), np.uint8)
+            with path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
             found = error.strerror or "an error"
             raise _refused(str(path), "a reference picture", found, "calibrate again") from error
-        picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
+        picture = None
+        # The sizes are read before memory is taken for them.
+        if data.startswith(PNG_BEGIN) and 33 <= len(data) <= MAX_FILE_BYTES:
+            width, height = struct.unpack_from(">II", data, 16)
+            if min(width, height) >= SMALLEST_SIDE and width * height <= MAX_PIXELS:
+                try:
+                    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+                except cv2.error as error:
+                    found = " ".join(str(error).split())[:200]
+                    raise _refused(str(path), "a PNG with transparency", found, "calibrate again") from error
         if picture is None or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 4:
             raise _refused(str(path), "a PNG with transparency", "another file", "calibrate again")
         return Reference([np.ascontiguousarray(picture[..., 0])], ignore=picture[..., 3] < 128, **settings)

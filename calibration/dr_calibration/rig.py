@@ -361,6 +361,9 @@ def _floats(values: NDArray[np.float64]) -> list[float]:
 
 
 def _sha256(path: Path) -> str:
+    if path.is_symlink() or not path.is_file():
+        found = "a link" if path.is_symlink() else "none"
+        raise _refused(str(path), "a reference picture", found, "put it back, or make a new reference")
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dr_core.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from dr_core.checkpoint import built_from, load_checkpoint, load_weights, save_checkpoint
 from dr_core.config import build, to_mapping
 from dr_core.data.images import ImageRule
 from dr_core.errors import CheckpointError, ConfigError
@@ -167,7 +167,9 @@ class ActingPolicy:
                 found=str(error),
                 next_step="copy the checkpoint again whole",
             ) from error
-        actor = Actor(replace(config, image=config.image.with_crop(crop)))
+        config = replace(config, image=config.image.with_crop(crop))
+        with built_from(checkpoint.tensors, path):
+            actor = Actor(config)
         load_weights(actor, checkpoint.tensors, "", path)
         return cls(actor.to(device), checkpoint.model_hash)
 

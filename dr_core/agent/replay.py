@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -354,7 +355,7 @@ class Replay:
             return settings
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ReplayError(
                 str(path),
                 expected="the settings of a replay",
@@ -393,7 +394,7 @@ class Replay:
         begun: dict[str, Any] | None = None
         reached = 0
         for line in self._lines():
-            record = _parse(line)
+            record = _parse(line, self._slots)
             if record is None:
                 if begun is None:
                     skipped.append("a line of the index is cut off, and with it an episode")
@@ -479,7 +480,23 @@ class Replay:
 
 
 def _open(path: Path, resources: ExitStack) -> int:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    """Open a plain file, made if it is not there; a link could lead to somebody else's, which would be overwritten.
+
+    Raises:
+        ReplayError: it is something else.
+    """
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise OSError(errno.EINVAL, "not a plain file")
+    except OSError as error:
+        raise ReplayError(
+            str(path),
+            expected="a plain file that can be written",
+            found=os.strerror(error.errno or 0),
+            next_step="copy the replay again whole, or give another directory",
+        ) from error
     resources.callback(os.close, file)
     return file
 
@@ -504,16 +521,22 @@ def _unfinished(record: Mapping[str, Any]) -> str:
     return f"episode {record['number']} ({record['length']} transitions) was not finished"
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """A line of the index, or None where it is not whole."""
+def _parse(line: bytes, slots: int) -> dict[str, Any] | None:
+    """A line of the index, or None where it is not whole, or not of a replay of so many rows."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or record.get("event") not in ("begin", "commit"):
         return None
-    more = set(_EPISODE.names or ()) if record.get("event") == "commit" else set()
-    return record if {"event", "number", "first", "length", *more} <= set(record) else None
+    counts = ["number", "first", "length", *(["oldest"] if record["event"] == "commit" else [])]
+    if not all(type(record.get(name)) is int and 0 <= record[name] < 2**62 for name in counts):
+        return None
+    if not 1 <= record["length"] < slots:
+        return None
+    digest = record.get("sha256")
+    hashed = isinstance(digest, str) and len(digest) == 64 and digest.isascii()
+    return record if record["event"] == "begin" or (hashed and isinstance(record.get("terminal"), bool)) else None
 
 
 def _records(episodes: Sequence[Mapping[str, Any]]) -> NDArray[np.void]:

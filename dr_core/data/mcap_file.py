@@ -38,7 +38,7 @@ class McapIndex(NamedTuple):
 
 
 # What parsing a damaged record may raise.
-_PARSE_ERRORS = (McapError, struct.error, ValueError)
+_PARSE_ERRORS = (McapError, struct.error, ValueError, OverflowError, MemoryError)
 
 
 def read_mcap_index(path: Path) -> McapIndex | None:

@@ -10,8 +10,8 @@ import zstandard
 
 MCAP_MAGIC = b"\x89MCAP0\r\n"
 SQLITE_MAGIC = b"SQLite format 3\0"
-# What one compressed chunk or message may unpack to.
-UNPACKED_LIMIT_BYTES = 2**30
+# What one compressed chunk or message may unpack to; the largest picture that is read takes 256 MB.
+UNPACKED_LIMIT_BYTES = 2**28
 
 
 class Channel(NamedTuple):

@@ -26,7 +26,7 @@ def scan_sqlite(path: Path, topics: Collection[str] | None, on_damage: OnDamage)
     if missing > 0:
         on_damage(f"{path.name}: the last {missing} bytes are missing", missing)
     logs = [Path(f"{path}{suffix}") for suffix in ("-wal", "-journal")]
-    logs = [log for log in logs if log.is_file() and log.stat().st_size]
+    logs = [log for log in logs if log.is_file() and not log.is_symlink() and log.stat().st_size]
     for log in logs:
         on_damage(f"{path.name}: not closed; {log.name} is replayed as far as it goes", 0)
     with ExitStack() as stack:
@@ -42,20 +42,35 @@ def scan_sqlite(path: Path, topics: Collection[str] | None, on_damage: OnDamage)
             database = stack.enter_context(closing(sqlite3.connect(address, uri=True)))
             # SQLite opens a database shorter than its header says only in this mode; nothing is written.
             database.execute("PRAGMA writable_schema=ON")
+            _refuse_programs(database)
             channels = _sqlite_channels(database)
+            before = None
             numbers = [number for number, item in channels.items() if topics is None or item.topic in topics]
             marks = ",".join("?" * len(numbers))
             query = "SELECT id, topic_id, timestamp, data FROM messages"
             query += f" WHERE topic_id IN ({marks}) ORDER BY id"
             for row, number, stamp_ns, data in database.execute(query, numbers):
                 last = f"message {row}"
-                if not isinstance(data, bytes) or not isinstance(stamp_ns, int):
+                if before is not None and row <= before:
+                    raise ValueError("its pages go round in circles")
+                before = row
+                if not isinstance(data, bytes) or not isinstance(stamp_ns, int) or stamp_ns < 0:
                     on_damage(f"{path.name}: {last} is not a message", 0)
                     continue
                 yield RawMessage(channels[number], stamp_ns, memoryview(data))
         except (sqlite3.Error, ValueError, OverflowError, MemoryError) as error:
             # SQLite quotes the damaged text in its message.
             on_damage(f"{path.name}: unreadable after {last}: {ascii(str(error))[1:-1]}", 0)
+
+
+def _refuse_programs(database: sqlite3.Connection) -> None:
+    """ValueError where tables are not what is stored but what is computed, which can be without end."""
+    tables = ("topics", "messages", "message_definitions")
+    query = f"SELECT name, type, sql FROM sqlite_master WHERE lower(name) IN {tables}"
+    for name, kind, sql in database.execute(query):
+        hidden = [column[6] for column in database.execute(f"PRAGMA table_xinfo({name})")]
+        if kind != "table" or not str(sql).lstrip().upper().startswith("CREATE TABLE") or any(hidden):
+            raise ValueError(f"{name} is computed")
 
 
 def _sqlite_channels(database: sqlite3.Connection) -> dict[int, Channel]:

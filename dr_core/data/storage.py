@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-import yaml
-
+from dr_core.config import parse_yaml
 from dr_core.data.mcap_file import read_mcap_index, scan_mcap
 from dr_core.data.raw import (
     MCAP_MAGIC,
@@ -23,10 +22,10 @@ from dr_core.data.raw import (
     unzstd,
 )
 from dr_core.data.sqlite_file import scan_sqlite
-from dr_core.errors import BagError
+from dr_core.errors import BagError, ConfigError
 
 BAG_SUFFIXES = (".mcap", ".db3")
-METADATA_LIMIT_BYTES = 4 * 2**20
+METADATA_LIMIT_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -116,11 +115,13 @@ class _UnreadableMetadata(ValueError):
 def _read_information(path: Path) -> dict[str, Any]:
     file = path / "metadata.yaml"
     _refuse_outside(path, file)
+    if not file.is_file():
+        raise _UnreadableMetadata("no file")
     if file.stat().st_size > METADATA_LIMIT_BYTES:
         raise _UnreadableMetadata(f"more than {METADATA_LIMIT_BYTES} bytes")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        content = parse_yaml(file.read_text(encoding="utf-8"), "it")
+    except (ConfigError, ValueError) as error:
         raise _UnreadableMetadata(" ".join(str(error).split())) from error
     information = content.get("rosbag2_bagfile_information") if isinstance(content, dict) else None
     if not isinstance(information, dict):
@@ -135,12 +136,12 @@ def _read_information(path: Path) -> dict[str, Any]:
 
 def _safe_name(path: Path, name: str) -> str:
     parts = PurePosixPath(name).parts
-    if len(parts) == 1 and parts[0] != ".." and "\0" not in name:
+    if len(parts) == 1 and parts[0] not in ("..", "/") and name.isprintable() and len(name.encode()) <= 255:
         return name
     raise BagError(
         str(path / "metadata.yaml"),
         expected="names of files inside the bag",
-        found=repr(name),
+        found=f"{name!r:.100}",
         next_step="do not use this bag, or correct relative_file_paths by hand",
     )
 

@@ -15,6 +15,8 @@ from dr_core.data.images import PIXEL_LIMIT
 from dr_core.errors import BagError, OutputInUseError
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv")
+# No play lists, which name further files and addresses to open.
+_CONTAINERS = {"format_whitelist": "mov,mp4,avi,matroska,webm", "protocol_whitelist": "file"}
 
 
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], rate_hz: float, *, lossless: bool) -> None:
@@ -77,10 +79,13 @@ def iterate_video(path: Path) -> Iterator[tuple[NDArray[np.uint8], int]]:
         BagError: not a video, or a damaged one.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=_CONTAINERS, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise _not_a_video(path, "no video stream")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise _not_a_video(path, "an unknown codec")
+            stream.codec_context.options = {"max_pixels": str(PIXEL_LIMIT)}
             if stream.width * stream.height > PIXEL_LIMIT:
                 raise _not_a_video(path, f"frames of {stream.width} x {stream.height}")
             for frame in container.decode(stream):
@@ -113,11 +118,11 @@ def video_rate_hz(path: Path) -> float:
         BagError: not a video.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=_CONTAINERS, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise _not_a_video(path, "no video stream")
             return float(container.streams.video[0].average_rate or 0)
-    except (av.error.FFmpegError, OSError) as error:
+    except (av.error.FFmpegError, OSError, ValueError) as error:
         raise _not_a_video(path, " ".join(str(error).split())) from error
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dr_core.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from dr_core.checkpoint import Checkpoint, built_from, load_checkpoint, load_weights, save_checkpoint
 from dr_core.codec.fsq import FSQCodec
 from dr_core.codec.train import to_images
 from dr_core.codec.vqgan import VQGAN
@@ -175,7 +175,7 @@ class RewardModel:
             rates = checkpoint.manifest.get("frame_rate_hz", {})
             rates_known = all(0 <= rate < math.inf for rate in rates.values())
             calibration_of(checkpoint.manifest)
-        except (ConfigError, KeyError, TypeError, AttributeError) as error:
+        except (ConfigError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise _not_a_reward_model(checkpoint, repr(error)) from error
         if missing:
             raise _not_a_reward_model(checkpoint, f"no statistics of task {missing[0]}")
@@ -183,8 +183,9 @@ class RewardModel:
             raise _not_a_reward_model(checkpoint, "a mean that is not finite, or a spread that is not positive")
         if not rates_known:
             raise _not_a_reward_model(checkpoint, f"frame rates {rates}")
-        num_centres = len(checkpoint.tensors.get("progress.weight", ()))
-        networks = Networks(config, len(checkpoint.manifest["tasks"]), num_centres)
+        num_centres = len(checkpoint.tensors.get("progress.weight", torch.zeros(0)).reshape(-1))
+        with built_from(checkpoint.tensors, path):
+            networks = Networks(config, len(checkpoint.manifest["tasks"]), num_centres)
         load_weights(networks, checkpoint.tensors, "", path)
         return cls(config, networks, checkpoint.manifest, device, precision=precision, codec_precision=codec_precision)
 

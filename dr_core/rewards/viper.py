@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dr_core.checkpoint import load_checkpoint, load_weights, remove_unfinished, save_checkpoint
+from dr_core.checkpoint import built_from, load_checkpoint, load_weights, remove_unfinished, save_checkpoint
 from dr_core.codec.train import cosine_rate
 from dr_core.config import build, to_mapping
 from dr_core.data.cache import EXPERT, Store, frame_store, token_store
@@ -73,6 +73,8 @@ class ViperConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.num_history > 64 or self.frame_skip > 1000:
+            raise ValueError("num_history must be at most 64, frame_skip at most 1000")
         if min(self.depth, self.num_history, self.frame_skip, self.steps) < 1 or self.batch_size < 2:
             raise ValueError("depth, num_history, frame_skip and steps must be at least 1, batch_size at least 2")
         if not 0 < self.keep <= 1 or not 0 <= self.dropout < 1:
@@ -330,7 +332,7 @@ class ViperModel:
             usable = manifest["kind"] == KIND and all(
                 math.isfinite(e["mean"]) and 0 < e["std"] < math.inf for e in entries
             )
-        except (ConfigError, KeyError, TypeError) as error:
+        except (ConfigError, LookupError, TypeError, OverflowError) as error:
             raise _not_a_viper_model(path, repr(error)) from error
         if not usable:
             raise _not_a_viper_model(path, f"kind {manifest['kind']!r}, or statistics that are not finite")
@@ -339,10 +341,11 @@ class ViperModel:
             raise CheckpointError(
                 str(path),
                 expected="a model of the codes of this reward model's codec",
-                found=f"one of the codec {codec[:12]} with pictures cut as {image}; the reward model's is {own[:12]}",
+                found=f"one of the codec {codec!s:.12} with pictures cut as {image}; the reward model's is {own[:12]}",
                 next_step="give the reward model it was trained with, or train it anew with this one",
             )
-        network = _network(config, reward_model)
+        with built_from(checkpoint.tensors, path):
+            network = _network(config, reward_model)
         load_weights(network, checkpoint.tensors, "", path)
         return cls(config, network, reward_model, manifest, device)
 

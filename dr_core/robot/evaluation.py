@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dr_core.config import build
 from dr_core.errors import ConfigError, OutputInUseError, UserError
 from dr_core.files import exclusive, write_whole
 
@@ -34,6 +36,8 @@ OUTCOMES = ("success", "failure", "aborted", "not judged")
 LABELS = ("success", "failure", "aborted")
 PLAN, EPISODES, REWARDS = "evaluation.json", "episodes.jsonl", "rewards"
 FORMAT = 1
+AGREEMENT = {"cosine", "difference", "pairs", "moving"}
+SAFE_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")
 Z_95 = 1.959963984540054
 PAIR_NS = 100_000_000
 
@@ -189,7 +193,7 @@ class Result:
     estimators: tuple[str, ...] = ()
     gate_stops: int = 0
     gate_holds: int = 0
-    agreement: dict[str, float | int | None] | None = None
+    agreement: dict[str, int | float | None] | None = None
     bag: str = ""
     recording: str = ""
 
@@ -316,9 +320,12 @@ def read_plan(out: Path) -> dict[str, Any]:
     """
     try:
         plan = json.loads((out / PLAN).read_text(encoding="utf-8"))
-        if plan["format"] != FORMAT or not isinstance(plan["settings"], dict) or not isinstance(plan["order"], list):
+        if plan["format"] != FORMAT or not isinstance(plan["order"], list) or not isinstance(plan["provenance"], dict):
             raise ValueError(f"not of format {FORMAT}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        settings = build(Settings, plan["settings"], PLAN)
+        if settings.mode not in MODES or not set(plan["order"]) <= set(settings.agents):
+            raise ValueError("an unknown mode, or an order of other agents")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
         raise _damaged(out / PLAN, repr(error)) from error
     return dict(plan)
 
@@ -330,13 +337,17 @@ def read_results(out: Path) -> list[Result]:
         UserError: damaged.
     """
     path, found = out / EPISODES, []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
         try:
-            entry = json.loads(line)
-            entry.update({key: tuple(entry[key]) for key in ("model_hashes", "estimators")})
-            found.append(Result(**entry))
-        except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(path, f"line {number}: {error!r}") from error
+            result = build(Result, json.loads(line), EPISODES)
+            if result.agreement is not None and not set(result.agreement) >= AGREEMENT:
+                raise ValueError(f"an agreement without {', '.join(sorted(AGREEMENT - set(result.agreement)))}")
+            # The name leads to files.
+            if not SAFE_NAME.fullmatch(result.name) or result.outcome not in OUTCOMES or result.number < 0:
+                raise ValueError(f"{result.number} {result.name!r:.100} {result.outcome!r:.40}")
+            found.append(result)
+        except (ValueError, RecursionError, ConfigError) as error:
+            raise _damaged(path, f"line {number}: {error}") from error
     return found
 
 
@@ -353,9 +364,9 @@ def read_curve(out: Path, name: str) -> Curve:
                 (int(row["stamp_ns"]), float(row["value"]), row["valid"] == "1", float(row["ood"]))
                 for row in csv.DictReader(stream)
             ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Curve.of(rows)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
         raise _damaged(path, repr(error)) from error
-    return Curve.of(rows)
 
 
 def _in_use(out: Path, expected: str, found: str) -> OutputInUseError:

@@ -5,24 +5,26 @@
     HOLD     something is missing for the moment; motion slows to rest and the set-point is kept; passes again by itself
     STOPPED  latched, with its causes; motion slows to rest, then nothing is sent; only `reset` leads back to IDLE
 
-An emergency stop ends the commands at once, without slowing down: then the robot's own brakes are at work.
+An emergency or protective stop ends the commands at once, without slowing down: the robot's own brakes are at work.
 The gate is pure: it knows no clock and no messages. Times are nanoseconds of one monotonic clock.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
 from dr_core.safety.limits import Limits
+from dr_core.safety.motion import Axis, Follower, Outlook, fastest
 
 Values = tuple[float, ...]
 Kind = Literal["twist", "joint_position", "joint_velocity"]
 """twist: tool velocity, linear m/s and angular rad/s in base axes (6,); joint_…: rad or rad/s (J,)."""
 
-REST = 1e-9  # m/s or rad/s below which nothing moves
+SAME = 1e-9  # m/s, rad/s or rad between what is asked for and what is sent
 
 
 class GateState(IntEnum):
@@ -58,11 +60,20 @@ class Interlocks:
     """Inputs besides commands and robot state."""
 
     estop: bool = False
-    """The emergency stop is pressed, or the robot reports a protective stop."""
+    """The emergency stop is pressed."""
+    protective_stop: bool = False
+    """The robot reports that its controller has stopped it."""
     deadman_released: bool = False
     """A dead-man switch is in use, and nobody holds it."""
+    holds: tuple[str, ...] = ()
+    """Other reasons to HOLD, in words, for example a heartbeat that is missing."""
     faults: tuple[str, ...] = ()
-    """Other reasons not to move, in words, for example a second publisher."""
+    """Other reasons to stop, in words, for example a second publisher."""
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Reasons to end the commands at once."""
+        return ("emergency stop",) * self.estop + ("protective stop",) * self.protective_stop
 
 
 @dataclass(frozen=True)
@@ -88,14 +99,6 @@ class Counts:
     stops: int = 0
 
 
-@dataclass
-class _Motion:
-    """What was sent last."""
-
-    velocity: list[float]
-    position: list[float] = field(default_factory=list)  # set-point of joint_position, else unused
-
-
 class SafetyGate:
     """Call `step` on every command and at least every `limits.period_s`; send what it allows.
 
@@ -109,11 +112,14 @@ class SafetyGate:
         self.kind: Kind = kind
         self.counts = Counts()
         self.state = GateState.IDLE
-        self._size = 6 if kind == "twist" else len(limits.joint_lower_rad)
+        self._follower = Follower(_axes(limits, kind))
+        self._size = len(self._follower.axes)
         self._causes: tuple[str, ...] = ()
         self._cut = False
-        self._last_ns: int | None = None
+        self._stepped_ns: int | None = None
         self._reset_ns: int | None = None
+        self._last_sent_ns = 0
+        self._clamps = self._invalid = 0
         self._forget()
 
     def step(
@@ -131,27 +137,44 @@ class SafetyGate:
             state: the newest measurement of the robot, None before the first.
             interlocks: emergency stop, dead-man, other faults.
         """
-        period_s = self.limits.period_s
-        elapsed_s = 0.0 if self._last_ns is None else max(0, now_ns - self._last_ns) * 1e-9
-        self._last_ns = now_ns
+        dt_s = self._time_step(now_ns)
         if command is not None:
             self.counts.received += 1
         if causes := self._stop_causes(now_ns, state, interlocks):
-            self._stop(causes, cut=interlocks.estop)
+            self._stop(causes, cut=bool(interlocks.cuts))
         accepted = False
         if self.state == GateState.STOPPED:
             self.counts.rejected += command is not None
         else:
             accepted = self._take(now_ns, command, state, interlocks)
             self._watch(now_ns, interlocks)
-            if accepted and self._clamps > self.limits.max_clamps:
+        still = [0.0] * self._size
+        bounds = self._bounds(dt_s, now_ns, state) if self.state != GateState.IDLE else []
+        wanted = self._wanted(dt_s, state) if self.state == GateState.ACTIVE else still
+        if accepted and self.state == GateState.ACTIVE:
+            self._clamps = self._clamps + 1 if self._clamped(wanted, bounds) else max(0, self._clamps - 1)
+            if self._clamps > self.limits.max_clamps:
                 self._stop((f"{self._clamps} commands had to be clamped at the limits",))
-        allowed = self._advance(min(elapsed_s, period_s), now_ns, state)
+                wanted = still
+        allowed = self._move(dt_s, wanted, bounds)
+        if allowed is not None:
+            self._last_sent_ns = now_ns
         if accepted:
             unchanged = allowed is not None and _same(allowed, self._target)
             self.counts.passed += unchanged
             self.counts.limited += not unchanged
         return GateOutput(allowed, self.state, self._causes)
+
+    def _time_step(self, now_ns: int) -> float:
+        """Seconds by which motion goes on, no more than a period."""
+        before_ns, self._stepped_ns = self._stepped_ns, now_ns
+        if before_ns is None or now_ns <= before_ns:
+            return 0.0
+        if any(self._velocity):
+            self._sent.appendleft((before_ns, now_ns, tuple(self._velocity)))
+            while self._sent and now_ns - self._sent[-1][1] > self.limits.state_max_age_s * 1e9:
+                self._sent.pop()
+        return min((now_ns - before_ns) * 1e-9, self.limits.period_s)
 
     def command_age_s(self, now_ns: int) -> float:
         """Since the observation behind the newest accepted command; -1 when there is none."""
@@ -171,6 +194,10 @@ class SafetyGate:
             return ()
         if causes := self._stop_causes(now_ns, state, interlocks, waking=True):
             return causes
+        if self._follower.moving and not self._cut:
+            return ("the arm is still slowing down",)
+        if state is not None and state.stamp_ns < self._last_sent_ns:
+            return ("the robot's state is older than the last command",)
         self.state, self._causes, self._cut, self._reset_ns = GateState.IDLE, (), False, now_ns
         self._forget()
         return ()
@@ -179,17 +206,19 @@ class SafetyGate:
         """Nothing has been commanded."""
         self._target: Values = ()
         self._source_ns: int | None = None
-        self._accepted_ns = 0
+        self._heard_ns = 0
         self._rejection = ""
         self._clamps = self._invalid = 0
-        self._motion = _Motion([0.0] * self._size)
+        self._follower.rest()
+        self._velocity = [0.0] * self._size
+        self._places = [0.0] * self._size  # of the leader, for joint_position
+        self._sent: deque[tuple[int, int, Values]] = deque()  # newest first: from, until, velocity
 
     def _stop_causes(
         self, now_ns: int, state: RobotState | None, interlocks: Interlocks, *, waking: bool = False
     ) -> tuple[str, ...]:
         """Everything that forbids motion now. An idle gate does not need to know the robot's state yet."""
-        causes: tuple[str, ...] = ("emergency stop",) if interlocks.estop else ()
-        causes += interlocks.faults
+        causes: tuple[str, ...] = interlocks.cuts + interlocks.faults
         if not waking and self.state not in (GateState.ACTIVE, GateState.HOLD):
             return causes
         if problem := self._state_problem(now_ns, state):
@@ -215,6 +244,8 @@ class SafetyGate:
             return "the robot's state is not finite"
         if now_ns - state.stamp_ns > self.limits.state_max_age_s * 1e9:
             return f"the robot's state is older than {self.limits.state_max_age_s:g} s"
+        if state.stamp_ns - now_ns > self.limits.future_s * 1e9:
+            return "the robot's state is stamped in the future"
         return ""
 
     def _take(self, now_ns: int, command: Command | None, state: RobotState | None, interlocks: Interlocks) -> bool:
@@ -235,11 +266,10 @@ class SafetyGate:
             return False
         assert state is not None
         if self.state == GateState.IDLE:
-            self._motion.position = list(state.joint_rad)
+            self._places = list(state.joint_rad) if self.kind == "joint_position" else [0.0] * self._size
         self._invalid = max(0, self._invalid - 1)
-        self._target, self._source_ns, self._accepted_ns = command.values, command.stamp_ns, now_ns
+        self._target, self._source_ns, self._heard_ns = command.values, command.stamp_ns, now_ns
         self.state, self._causes, self._rejection = GateState.ACTIVE, (), ""
-        self._clamps = self._clamps + 1 if self._clamped(now_ns, state) else max(0, self._clamps - 1)
         return True
 
     def _rejection_of(
@@ -248,8 +278,6 @@ class SafetyGate:
         """Why the command is dropped whole; empty when it is not."""
         if invalid:
             return f"a command was not {self._size} finite numbers"
-        if interlocks.deadman_released:
-            return "the dead-man switch is released"
         age_ns = now_ns - command.stamp_ns
         if age_ns > self.limits.max_age_s * 1e9:
             return f"a command was {age_ns * 1e-9:.3f} s old, more than {self.limits.max_age_s:g} s"
@@ -259,22 +287,33 @@ class SafetyGate:
             return "a command was not newer than the one before"
         if self._reset_ns is not None and command.stamp_ns <= self._reset_ns:
             return "a command was older than the reset"
-        return self._state_problem(now_ns, state)
+        if problem := self._state_problem(now_ns, state):
+            return problem
+        if held := self._held(interlocks):
+            self._heard_ns = now_ns  # it would have passed
+            return held
+        return ""
+
+    def _held(self, interlocks: Interlocks) -> str:
+        """Why commands do not pass for the moment; empty when they do."""
+        reasons = ("the dead-man switch is released",) * interlocks.deadman_released + interlocks.holds
+        return "; ".join(reasons)
 
     def _watch(self, now_ns: int, interlocks: Interlocks) -> None:
         """HOLD or STOP when commands fail to come, HOLD when the dead-man is released."""
         if self.state == GateState.IDLE:
-            self._causes = (self._rejection or "no command yet",)
+            self._causes = (self._held(interlocks) or self._rejection or "no command yet",)
         if self.state not in (GateState.ACTIVE, GateState.HOLD):
             return
         if interlocks.deadman_released:
-            self._accepted_ns = now_ns  # whoever lets go owes no commands
-            self._hold("the dead-man switch is released")
-            return
-        silent_ns = now_ns - self._accepted_ns
+            self._heard_ns = now_ns  # whoever lets go owes no commands
+        silent_ns = now_ns - self._heard_ns
+        held = self._held(interlocks)
         why = f"; {self._rejection}" if self._rejection else ""
         if silent_ns > self.limits.stop_after_s * 1e9:
             self._stop((f"no good command for {self.limits.stop_after_s:g} s{why}",))
+        elif held:
+            self._hold(held)
         elif silent_ns > self.limits.hold_after_s * 1e9:
             self._hold(f"no good command for {self.limits.hold_after_s:g} s{why}")
 
@@ -289,45 +328,22 @@ class SafetyGate:
         self._causes += tuple(cause for cause in causes if cause not in self._causes)
         self._cut = self._cut or cut
 
-    def _advance(self, dt_s: float, now_ns: int, state: RobotState | None) -> Values | None:
-        """What is sent now, moved on by `dt_s` from what was sent last."""
-        before = self._motion.velocity
-        at_rest = all(abs(speed) < REST for speed in before)
-        if self.state == GateState.IDLE or self._cut or (self.state == GateState.STOPPED and at_rest):
-            self._motion.velocity = [0.0] * self._size
-            return None
-        wanted = self._wanted(dt_s, state) if self.state == GateState.ACTIVE else [0.0] * self._size
-        velocity = self._rate_limited(before, wanted, dt_s)
-        for i, (low, high) in enumerate(self._bounds(now_ns, state)):
-            velocity[i] = min(max(velocity[i], low), high)
-        self._motion.velocity = velocity
-        if self.kind != "joint_position":
-            return tuple(velocity)
-        lower, upper = self.limits.joint_bounds_rad
-        for i, before_rad in enumerate(self._motion.position):
-            # A joint that starts beyond its bound may come back from there, and rounding does not carry one over it.
-            low, high = min(lower[i], before_rad), max(upper[i], before_rad)
-            self._motion.position[i] = min(max(before_rad + velocity[i] * dt_s, low), high)
-        return tuple(self._motion.position)
-
     def _wanted(self, dt_s: float, state: RobotState | None) -> list[float]:
         """The velocity that the newest command asks for, within the speed limits."""
-        limits = self.limits
+        axes = self._follower.axes
         if self.kind == "twist":
             scale = 1.0 if state is None else self._slow_near_joint_limits(state)
-            linear = _shorten(self._target[:3], limits.linear_speed_m_s)
-            angular = _shorten(self._target[3:], limits.angular_speed_rad_s)
+            linear, angular = _shorten(self._target[:3], axes[0].speed), _shorten(self._target[3:], axes[3].speed)
             return [scale * speed for speed in (*linear, *angular)]
         if self.kind == "joint_velocity":
-            pairs = zip(self._target, limits.joint_speed_rad_s, strict=True)
-            return [min(max(speed, -fastest), fastest) for speed, fastest in pairs]
+            pairs = zip(self._target, axes, strict=True)
+            return [min(max(speed, -axis.speed), axis.speed) for speed, axis in pairs]
         wanted = []
-        lower, upper = limits.joint_bounds_rad
+        lower, upper = self.limits.joint_bounds_rad
         for i, target in enumerate(self._target):
-            way = min(max(target, lower[i]), upper[i]) - self._motion.position[i]
-            brake = stopping_speed(abs(way), limits.joint_acceleration_rad_s2[i], limits.period_s)
-            arrive = abs(way) / dt_s if dt_s > 0 else 0.0
-            wanted.append(math.copysign(min(limits.joint_speed_rad_s[i], brake, arrive), way))
+            way = min(max(target, lower[i]), upper[i]) - self._place_after(i, dt_s)
+            axis = axes[i]
+            wanted.append(math.copysign(min(axis.speed, fastest(abs(way), dt_s / 2.0, axis.acceleration)), way))
         return wanted
 
     def _slow_near_joint_limits(self, state: RobotState) -> float:
@@ -340,67 +356,150 @@ class SafetyGate:
                 scale = min(scale, max(0.0, room) / self.limits.joint_slow_rad)
         return scale
 
-    def _rate_limited(self, before: list[float], wanted: list[float], dt_s: float) -> list[float]:
-        """`before`, moved towards `wanted` by what the acceleration limits allow in `dt_s`."""
-        limits = self.limits
-        accelerations = limits.joint_acceleration_rad_s2
-        if self.kind == "twist":
-            if any(wanted):
-                # In a straight line, as two velocities within the speed limit have only such between them.
-                linear = _towards(before[:3], wanted[:3], limits.linear_acceleration_m_s2 * dt_s)
-                return linear + _towards(before[3:], wanted[3:], limits.angular_acceleration_rad_s2 * dt_s)
-            accelerations = (limits.linear_acceleration_m_s2,) * 3 + (limits.angular_acceleration_rad_s2,) * 3
-        axes = zip(before, wanted, accelerations, strict=True)
-        return [_towards([old], [new], acceleration * dt_s)[0] for old, new, acceleration in axes]
+    def _place_after(self, i: int, dt_s: float) -> float:
+        """Where the leader of joint i is after `dt_s` if its velocity goes to 0; with u it is u * dt_s / 2 further."""
+        return self._places[i] + self._follower.leader[i] * dt_s / 2.0
 
-    def _bounds(self, now_ns: int, state: RobotState | None) -> list[tuple[float, float]]:
+    def _bounds(self, dt_s: float, now_ns: int, state: RobotState | None) -> list[tuple[float, float]]:
         """Lowest and highest velocity of each axis from which it can still stop before its bound."""
-        limits = self.limits
-        free = (-math.inf, math.inf)
+        limits, axes = self.limits, self._follower.axes
         if self.kind == "joint_position":
-            places, lower, upper = self._motion.position, *limits.joint_bounds_rad
-            accelerations: Values = limits.joint_acceleration_rad_s2
-        elif state is None or self._state_problem(now_ns, state):
+            bounds = []
+            for i, (lower, upper) in enumerate(zip(*limits.joint_bounds_rad, strict=True)):
+                place, most = self._place_after(i, dt_s), axes[i].acceleration
+                bounds.append(
+                    (-fastest(place - lower, dt_s / 2.0, most), fastest(upper - place, dt_s / 2.0, most)),
+                )
+            return bounds
+        free = (-math.inf, math.inf)
+        if state is None or self._state_problem(now_ns, state):
             return [free] * self._size  # slowing down to a stop without knowing where
-        else:
-            # Where the axis is by now, if it has done as it was told since it was measured.
-            age_s = max(0, now_ns - state.stamp_ns) * 1e-9
-            measured = state.tool_m if self.kind == "twist" else state.joint_rad
-            pairs = zip(measured, self._motion.velocity, strict=False)
-            places = [place + speed * age_s for place, speed in pairs]
-            if self.kind == "twist":
-                lower, upper = limits.workspace_lower_m, limits.workspace_upper_m
-                accelerations = (limits.linear_acceleration_m_s2,) * 3
-            else:
-                (lower, upper), accelerations = limits.joint_bounds_rad, limits.joint_acceleration_rad_s2
+        measured: Values = state.tool_m
+        box: tuple[Values, Values] = (limits.workspace_lower_m, limits.workspace_upper_m)
+        if self.kind == "joint_velocity":
+            measured, box = state.joint_rad, limits.joint_bounds_rad
+        travelled = self._travelled_since(state.stamp_ns)
+        outlooks = self._follower.look(dt_s)
         bounds = [
-            (
-                -stopping_speed(place - lower[i], accelerations[i], limits.period_s),
-                stopping_speed(upper[i] - place, accelerations[i], limits.period_s),
-            )
-            for i, place in enumerate(places)
+            self._bounds_of(place + travelled[i], lower, upper, outlooks[i], axes[i].acceleration)
+            for i, (place, lower, upper) in enumerate(zip(measured, *box, strict=True))
         ]
         return bounds + [free] * (self._size - len(bounds))
 
-    def _clamped(self, now_ns: int, state: RobotState) -> bool:
+    def _bounds_of(
+        self, place: float, lower: float, upper: float, outlook: Outlook, acceleration: float
+    ) -> tuple[float, float]:
+        """The arm keeps each velocity until the next comes, which may take a period: what is sent is less by then."""
+        period_s, gain = self.limits.period_s, outlook.way_gain
+        high = min(
+            fastest(upper - place - outlook.way, gain + period_s, acceleration),
+            fastest(upper - place - outlook.way - period_s * outlook.peak_up, gain, acceleration),
+        )
+        low = min(
+            fastest(place + outlook.way - lower, gain + period_s, acceleration),
+            fastest(place + outlook.way - lower - period_s * outlook.peak_down, gain, acceleration),
+        )
+        return -low, high
+
+    def _travelled_since(self, stamp_ns: int) -> list[float]:
+        """How far each axis has moved since then, if it did as it was told; m or rad."""
+        total = [0.0] * self._size
+        for begin_ns, end_ns, velocity in self._sent:
+            if end_ns <= stamp_ns:
+                break
+            seconds = (end_ns - max(begin_ns, stamp_ns)) * 1e-9
+            total = [way + speed * seconds for way, speed in zip(total, velocity, strict=True)]
+        return total
+
+    def _clamped(self, wanted: list[float], bounds: list[tuple[float, float]]) -> bool:
         """Whether the target goes past a bound."""
         if self.kind == "joint_position":
             return not _inside(self._target, *self.limits.joint_bounds_rad)
-        pairs = zip(self._wanted(0.0, state), self._bounds(now_ns, state), strict=True)
-        return any(not low <= speed <= high for speed, (low, high) in pairs)
+        return any(not low <= speed <= high for speed, (low, high) in zip(wanted, bounds, strict=True))
+
+    def _move(self, dt_s: float, wanted: list[float], bounds: list[tuple[float, float]]) -> Values | None:
+        """What is sent now: the leader goes on by `dt_s` towards the wanted velocity, what is sent follows."""
+        if self.state == GateState.IDLE or self._cut or (self.state == GateState.STOPPED and not self._follower.moving):
+            self._follower.rest()
+            self._velocity = [0.0] * self._size
+            self._sent.clear()
+            return None
+        if dt_s > 0:
+            before = self._follower.leader
+            after = self._rate_limited(before, wanted, dt_s)
+            for i, (low, high) in enumerate(bounds):
+                step = self._follower.axes[i].acceleration * dt_s
+                if after[i] > high:
+                    after[i] = max(high, before[i] - step)
+                elif after[i] < low:
+                    after[i] = min(low, before[i] + step)
+                if after[i] * before[i] < 0:
+                    after[i] = 0.0
+            ways = self._follower.advance(dt_s, after)
+            self._places = [place + way for place, way in zip(self._places, ways, strict=True)]
+        self._velocity, ways = self._follower.sent()
+        if self.kind != "joint_position":
+            return tuple(self._velocity)
+        return tuple(place - way for place, way in zip(self._places, ways, strict=True))
+
+    def _rate_limited(self, before: list[float], wanted: list[float], dt_s: float) -> list[float]:
+        """`before`, moved towards `wanted` by what the accelerations allow in `dt_s`."""
+        axes = self._follower.axes
+        if self.kind == "twist" and any(wanted):
+            # In a straight line, as two velocities within the speed limit have only such between them.
+            linear = _towards(before[:3], wanted[:3], axes[0].acceleration * dt_s)
+            return linear + _towards(before[3:], wanted[3:], axes[3].acceleration * dt_s)
+        steps = zip(before, wanted, axes, strict=True)
+        return [_towards([old], [new], axis.acceleration * dt_s)[0] for old, new, axis in steps]
 
 
-def stopping_speed(distance: float, acceleration: float, period_s: float) -> float:
-    """The fastest speed from which one comes to rest within `distance` (m or rad).
+class GripperGate:
+    """The opening that is sent: within its range, and changing no faster than its limit. The first is taken as it is.
 
-    One moves for a period at that speed, then for a period at a speed less by acceleration * period, and so on.
+    Args:
+        limits: of the robot.
     """
-    step = acceleration * period_s  # change of speed in a period
-    if distance <= 0 or step <= 0:
-        return 0.0
-    unit = step * period_s
-    whole = math.floor((math.sqrt(8.0 * distance / unit + 1.0) - 1.0) / 2.0)  # periods of slowing down
-    return step * (distance / unit + whole * (whole + 1) / 2.0) / (whole + 1)
+
+    def __init__(self, limits: Limits) -> None:
+        self._widest_m, self._speed_m_s, self._force_n = (
+            limits.gripper_width_m,
+            limits.gripper_speed_m_s,
+            limits.gripper_force_n,
+        )
+        self._target_m: float | None = None
+        self._sent_m: float | None = None
+
+    def want(self, width_m: float) -> None:
+        """What is not a number is ignored."""
+        if math.isfinite(width_m):
+            self._target_m = min(max(width_m, 0.0), self._widest_m)
+
+    def force(self, force_n: float) -> float:
+        """The allowed part of a force, N; the strongest for one that is not a number."""
+        return min(max(force_n, 0.0), self._force_n) if math.isfinite(force_n) else self._force_n
+
+    def step(self, dt_s: float, *, closed_gate: bool) -> float | None:
+        """The opening to send after `dt_s` more seconds, m; None: nothing new. A closed gate forgets its target."""
+        if closed_gate:
+            self._target_m = None
+        if self._target_m is None or self._target_m == self._sent_m:
+            return None
+        if self._sent_m is None:
+            self._sent_m = self._target_m
+        else:
+            furthest = self._speed_m_s * max(0.0, dt_s)
+            self._sent_m += min(max(self._target_m - self._sent_m, -furthest), furthest)
+        return self._sent_m
+
+
+def _axes(limits: Limits, kind: Kind) -> list[Axis]:
+    """What bounds each number of a command."""
+    if kind != "twist":
+        each = zip(limits.joint_speed_rad_s, limits.joint_acceleration_rad_s2, limits.joint_jerk_rad_s3, strict=True)
+        return [Axis.within(*one) for one in each]
+    linear = Axis.within(limits.linear_speed_m_s, limits.linear_acceleration_m_s2, limits.linear_jerk_m_s3)
+    angular = Axis.within(limits.angular_speed_rad_s, limits.angular_acceleration_rad_s2, limits.angular_jerk_rad_s3)
+    return [linear] * 3 + [angular] * 3
 
 
 def _inside(point: Values, lower: Values, upper: Values) -> bool:
@@ -408,7 +507,7 @@ def _inside(point: Values, lower: Values, upper: Values) -> bool:
 
 
 def _same(a: Values, b: Values) -> bool:
-    return all(abs(x - y) <= REST for x, y in zip(a, b, strict=True))
+    return all(abs(x - y) <= SAME for x, y in zip(a, b, strict=True))
 
 
 def _shorten(vector: Values, longest: float) -> list[float]:

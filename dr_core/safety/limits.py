@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dr_core.config import build, load_yaml
 from dr_core.errors import ConfigError
+from dr_core.safety.urdf import check_within
 
 Triple = tuple[float, float, float]
 
@@ -32,6 +34,10 @@ class Limits:
     """Greatest change of the tool's velocity, each component."""
     angular_acceleration_rad_s2: float
     """Greatest change of the tool's turning, each component."""
+    linear_jerk_m_s3: float
+    """Greatest change of the tool's acceleration, each component."""
+    angular_jerk_rad_s3: float
+    """Greatest change of the tool's angular acceleration, each component."""
     joint_lower_rad: tuple[float, ...]
     """The joints' own lower limits."""
     joint_upper_rad: tuple[float, ...]
@@ -40,16 +46,22 @@ class Limits:
     """Fastest motion of each joint."""
     joint_acceleration_rad_s2: tuple[float, ...]
     """Greatest change of each joint's speed."""
+    joint_jerk_rad_s3: tuple[float, ...]
+    """Greatest change of each joint's acceleration."""
     joint_margin_rad: float
     """Joints stay this far away from their limits."""
     joint_slow_rad: float
     """Before the margin, motion slows down over this distance."""
     gripper_width_m: float
     """Widest opening of the gripper."""
+    gripper_speed_m_s: float
+    """Fastest change of the opening that is asked for."""
+    gripper_force_n: float
+    """Strongest grip, where the gripper takes a force."""
     max_age_s: float
     """A command whose source stamp is older on arrival is dropped."""
     future_s: float
-    """A command whose stamp is further ahead of the clock is dropped."""
+    """A command or measurement whose stamp is further ahead of the clock is dropped."""
     hold_after_s: float
     """Without a good command for so long, HOLD."""
     stop_after_s: float
@@ -70,7 +82,7 @@ class Limits:
             if not all(math.isfinite(number) and (signed or number >= 0) for number in numbers):
                 raise ValueError(f"{name} = {value}: limits are finite" + ("" if signed else " and not negative"))
         count = len(self.joint_lower_rad)
-        for name in ("joint_upper_rad", "joint_speed_rad_s", "joint_acceleration_rad_s2"):
+        for name in ("joint_upper_rad", "joint_speed_rad_s", "joint_acceleration_rad_s2", "joint_jerk_rad_s3"):
             if len(getattr(self, name)) != count:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries, joint_lower_rad has {count}")
         if any(low > high for low, high in zip(self.workspace_lower_m, self.workspace_upper_m, strict=True)):
@@ -110,6 +122,8 @@ class Topics:
     """geometry_msgs/PoseStamped of the tool in the base frame, from the robot"""
     estop: str
     """std_msgs/Bool, true while the emergency stop is pressed"""
+    protective_stop: str
+    """std_msgs/Bool, true while the robot's controller is in a protective stop"""
     twist: str
     """geometry_msgs/TwistStamped in the base frame, as MoveIt Servo takes it"""
     trajectory: str
@@ -120,6 +134,26 @@ class Topics:
     """std_msgs/Float64MultiArray, rad/s"""
     gripper: str
     """std_msgs/Float64, opening in metres"""
+    gripper_force: str | None = None
+    """std_msgs/Float64, newtons; for a gripper that takes a force"""
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """A topic that must not fall silent while the arm moves."""
+
+    topic: str
+    """Of a camera, an agent, a recorder, an emergency stop."""
+    type: str
+    """Its message, as std_msgs/msg/Bool."""
+    timeout_s: float
+    """The longest silence."""
+    action: Literal["hold", "stop"]
+    """What the gate does then; before the first message nothing moves."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
+            raise ValueError(f"timeout_s = {self.timeout_s}: a heartbeat's silence is a positive number of seconds")
 
 
 @dataclass(frozen=True)
@@ -140,6 +174,9 @@ class Robot:
     topics: Topics
     action: ActionScale
     limits: Limits
+    heartbeats: tuple[Heartbeat, ...] = ()
+    urdf: Path | None = None
+    """URDF file, relative to this one, whose joint limits are not exceeded."""
 
     def __post_init__(self) -> None:
         if not self.joints or len(set(self.joints)) != len(self.joints):
@@ -153,7 +190,8 @@ def load_robot(path: Path | str) -> Robot:
     """The robot of a YAML file.
 
     Raises:
-        ConfigError: the file, a key or a limit is missing or wrong; what it says is one line.
+        ConfigError: the file, a key or a limit is missing or wrong, or a limit is wider than in the robot's URDF file,
+            with the joint's name; what it says is one line.
     """
     if not str(path):
         raise ConfigError(
@@ -162,4 +200,7 @@ def load_robot(path: Path | str) -> Robot:
             found="none given",
             next_step="set it, for example to config/robots/sim_panda.yaml; nothing moves without limits",
         )
-    return build(Robot, load_yaml(path), str(path))
+    robot = build(Robot, load_yaml(path), str(path))
+    if robot.urdf is not None:
+        check_within(robot.limits, robot.joints, Path(path).parent / robot.urdf)
+    return robot

@@ -232,9 +232,12 @@ def _stored(data: bytes) -> NDArray[Any]:
     keys = _of(list, _read(stream, frozenset()))
     kind, dtype_name, key, _, count, view = reference.args
     if (
-        begin != STORED_FORMAT
+        not isinstance(key, str)  # comparing what is deeply nested can take for ever
+        or begin != STORED_FORMAT
         or machine.get("little_endian") is not True
-        or (kind, keys, view) != ("storage", [key], None)
+        or view is not None
+        or not (isinstance(kind, str) and kind == "storage" and len(keys) == 1 and isinstance(keys[0], str))
+        or keys != [key]
     ):
         raise _Unreadable("a tensor in a format of torch that is not known")
     dtype = np.dtype(STORAGES[_of(_Name, dtype_name).name])
@@ -287,7 +290,7 @@ def read_policy(path: Path) -> dict[str, Floats]:
         raise _refused(path, str(error)) from error
     except OSError as error:
         raise _refused(path, os.strerror(error.errno or 0)) from error
-    except (ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError) as error:
         found = f"a damaged or foreign file ({_shown(str(error))}; nothing in it was executed)"
         raise _refused(path, found) from error
 

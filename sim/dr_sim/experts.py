@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,6 +53,10 @@ class PushExpert:
         return push_action(observation[:3], observation[3:6], observation[6:9]).astype(np.float32)
 
 
+MAX_WEIGHTS_BYTES = 64 << 20
+"""Of all the arrays of an expert's file, unpacked; a network with two hidden layers of 64 takes 0.1 MB."""
+
+
 class AdroitExpert:
     """Deterministic tanh network, its actions clipped to [-1, 1].
 
@@ -69,14 +74,18 @@ class AdroitExpert:
 
     def __init__(self, path: Path) -> None:
         try:
-            archive = np.load(path, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            with archive:
+            if not zipfile.is_zipfile(path):  # np.load reads other formats as well
+                raise ValueError("no archive")
+            with zipfile.ZipFile(path) as members:
+                if sum(member.file_size for member in members.infolist()) > MAX_WEIGHTS_BYTES:
+                    raise ValueError(f"more than {MAX_WEIGHTS_BYTES} bytes of arrays")
+            with np.load(path, allow_pickle=False) as archive:
                 missing = [name for name in self.ARRAYS if name not in archive.files]
                 arrays = {name: archive[name].astype(np.float32) for name in archive.files if name in self.ARRAYS}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise self._error(path, f"an unreadable file ({error})") from error
+        # A damaged archive surprises its reader in many ways; none of them runs code.
+        except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, SyntaxError, LookupError, TypeError,
+                AttributeError, RuntimeError, OverflowError, MemoryError) as error:  # fmt: skip
+            raise self._error(path, f"an unreadable file ({' '.join(str(error).split()):.120})") from error
         if missing:
             raise self._error(path, f"no {', '.join(missing)}")
         sizes = [arrays["in_shift"].size] + [arrays[f"b{i}"].size for i in range(3)]

@@ -110,11 +110,11 @@ def test_a_changed_file_is_refused(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("camera: !!python/object/apply:os.system [ls]", "without tags"),
+        ("camera: !!python/object/apply:os.system [ls]", "no Python tags"),
         ("camera: &a {name: x}\nboard: *a", "aliases"),
-        ("format: 1\nformat: 2", "format twice"),
+        ("format: 1\nformat: 2", "'format' again"),
         ("- 1", "key: value"),
-        ("[" * 2000, "at most 16 levels"),
+        ("[" * 2000, "at most 32 levels"),
         ("a: " + "1" * 2**21, "a larger file"),
     ],
 )

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class PlayedRobot:
         self._joints = self.node.create_publisher(JointState, topics["joint_states"], 1)
         self._pose = self.node.create_publisher(PoseStamped, topics["tool_pose"], 1)
         self.estop = self.node.create_publisher(Bool, topics["estop"], 10)
+        self.protective_stop = self.node.create_publisher(Bool, topics["protective_stop"], 10)
         self._deadman = self.node.create_publisher(Bool, "deadman", 1)
         self.command_topic = topics[command_type]
         self.command_class = COMMANDS[command_type]
@@ -283,6 +285,34 @@ def test_emergency_stop_is_latched(bridge: NodeProcess, robot: PlayedRobot, rese
     robot.wait_for(ACTIVE)
 
 
+def test_a_protective_stop_is_latched(bridge: NodeProcess, robot: PlayedRobot, reset: Any) -> None:
+    robot.send(FORWARD)
+    robot.wait_for(ACTIVE)
+    robot.protective_stop.publish(_bool(True))
+    stopped_s = robot.wait_for(STOPPED)
+    assert robot.causes == ("protective stop",)
+    assert reset(bridge).message == "protective stop"
+    robot.protective_stop.publish(_bool(False))
+    wait(lambda: reset(bridge).success)
+    robot.wait_for(ACTIVE)
+    assert stopped_s
+
+
+def test_the_process_is_small(bridge: NodeProcess, robot: PlayedRobot) -> None:
+    """What it has loaded, as the system sees it."""
+    robot.send(FORWARD)
+    robot.wait_for(ACTIVE)
+    process = Path(f"/proc/{bridge.process.pid}")
+    if not process.exists():
+        pytest.skip("no /proc")
+    loaded = (process / "maps").read_text()
+    for library in ("torch", "cv2", "opencv", "mujoco", "scipy", "libav"):
+        assert f"/{library}" not in loaded, library
+    line = next(line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS"))
+    print(line)
+    assert int(line.split()[1]) < 120 * 1024, line
+
+
 def test_a_second_publisher_on_the_command_topic_stops(
     bridge: NodeProcess, robot: PlayedRobot, reset: Any, make_node: Any
 ) -> None:
@@ -334,6 +364,81 @@ def test_a_killed_agent_stops_the_arm(
     stopped_s = robot.wait_for(STOPPED)
     assert stopped_s - killed_s < 2 * PERIOD_S + MARGIN_S
     assert not robot.since(stopped_s + MARGIN_S)
+
+
+def test_heartbeats_hold_and_stop(
+    play: Any, start_node: Any, robot_file: str, reset: Any, tmp_path: Path, make_node: Any
+) -> None:
+    from std_msgs.msg import Bool, String
+
+    beats = [
+        {"topic": "eye", "type": "std_msgs/msg/String", "timeout_s": 1.0, "action": "hold"},
+        {"topic": "notes", "type": "std_msgs/msg/Bool", "timeout_s": 1.0, "action": "stop"},
+    ]
+    dump_yaml(tmp_path / "robot.yaml", {**load_yaml(robot_file), "heartbeats": beats})
+    process = start_node("arm_bridge", namespace="watched", robot_file=str(tmp_path / "robot.yaml"))
+    robot = play("watched")
+    robot.send(FORWARD)
+    wait(lambda: robot.causes == ("nothing heard of eye yet; nothing heard of notes yet",))
+    assert robot.state == IDLE and not robot.commands
+    beating = {"eye": True, "notes": True}
+    publishers = {name: robot.node.create_publisher(kind, name, 1) for name, kind in (("eye", String), ("notes", Bool))}
+    messages = {"eye": String(data="open"), "notes": Bool()}
+
+    def beat() -> None:
+        for name, publisher in publishers.items():
+            if beating[name]:
+                publisher.publish(messages[name])
+
+    robot.node.create_timer(0.1, beat)
+    robot.wait_for(ACTIVE)
+    beating["eye"] = False
+    robot.wait_for(HOLD)
+    assert robot.causes == ("nothing heard of eye for 1 s",)
+    beating["eye"] = True
+    robot.wait_for(ACTIVE)
+    beating["notes"] = False
+    robot.wait_for(STOPPED)
+    assert robot.causes == ("nothing heard of notes for 1 s",)
+    assert "nothing heard of notes" in reset(process).message
+    beating["notes"] = True
+    wait(lambda: reset(process).success)
+    robot.wait_for(ACTIVE)
+
+
+def test_a_heartbeat_of_an_unknown_type_is_refused(start_node: Any, robot_file: str, tmp_path: Path) -> None:
+    beat = {"topic": "eye", "type": "strange_msgs/msg/Thing", "timeout_s": 1.0, "action": "hold"}
+    dump_yaml(tmp_path / "robot.yaml", {**load_yaml(robot_file), "heartbeats": [beat]})
+    process = start_node("arm_bridge", namespace="unheard", robot_file=str(tmp_path / "robot.yaml"))
+    process.wait_for("refused: heartbeats: eye: expected the name of an installed message")
+
+
+def test_the_gripper_moves_at_its_speed_with_no_more_than_its_force(
+    play: Any, start_node: Any, robot_file: str, tmp_path: Path
+) -> None:
+    from std_msgs.msg import Float64
+
+    whole = load_yaml(robot_file)
+    whole["topics"]["gripper_force"] = "gripper_controller/force"
+    dump_yaml(tmp_path / "robot.yaml", {**whole, "limits": {**whole["limits"], "gripper_speed_m_s": 0.05}})
+    start_node("arm_bridge", namespace="gripping", robot_file=str(tmp_path / "robot.yaml"))
+    robot = play("gripping")
+    widths: list[float] = []
+    forces: list[float] = []
+    robot.node.create_subscription(Float64, whole["topics"]["gripper"], lambda one: widths.append(one.data), 100)
+    robot.node.create_subscription(Float64, "gripper_controller/force", lambda one: forces.append(one.data), 100)
+    force = robot.node.create_publisher(Float64, "desired_gripper_force", 1)
+    width = robot.node.create_publisher(Float64, "desired_gripper", 1)
+    wait(force.get_subscription_count)
+    robot.send(FORWARD)
+    robot.wait_for(ACTIVE)
+    force.publish(Float64(data=500.0))
+    wait(lambda: width.publish(Float64(data=1.0)) or widths)
+    assert widths[0] == 0.08
+    width.publish(Float64(data=0.0))
+    wait(lambda: widths[-1] == 0.0)
+    assert all(0.0 <= before - after <= 0.05 * 0.02 + 1e-9 for before, after in pairwise(widths))
+    assert set(forces) == {40.0}
 
 
 def test_a_killed_bridge_sends_nothing_more(play: Any, start_node: Any, robot_file: str) -> None:

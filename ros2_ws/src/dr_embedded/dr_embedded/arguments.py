@@ -128,8 +128,9 @@ def read_parameter_file(path: Path) -> list[tuple[str, str, Any]]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as problem:
-        raise RuntimeError(f"Error opening YAML file {path}: {problem}") from problem
+    # PyYAML fails in many ways on what carries a wrong tag or nests too deeply.
+    except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as problem:
+        raise RuntimeError(f"Error opening YAML file {path}: {' '.join(str(problem).split())}") from problem
     if not isinstance(content, dict):
         raise RuntimeError(f"{path}: expected nodes with ros__parameters, found {type(content).__name__}")
     return list(_node_entries("", content, path))

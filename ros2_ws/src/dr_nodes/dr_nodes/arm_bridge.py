@@ -2,6 +2,7 @@
 
 Wanted motion comes on desired_twist (geometry_msgs/TwistStamped, base frame) or, for joint commands, desired_joints
 (sensor_msgs/JointState); header.stamp is that of the observation behind it. The gate repeats what it allows at 50 Hz.
+The process stays small: neither torch nor OpenCV nor a simulator is imported here.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import math
 import sys
 import time
+from functools import partial
 from typing import Any
 
 from dr_interfaces.msg import GateState as GateStateMessage
 from dr_interfaces.srv import ResetGate
 from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rosidl_runtime_py.utilities import get_message
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64
 
-from dr_core.errors import UserError
-from dr_core.safety.gate import Command, GateOutput, GateState, Interlocks, Kind, RobotState, SafetyGate
-from dr_core.safety.limits import load_robot
+from dr_core.errors import ConfigError, UserError
+from dr_core.safety.gate import Command, GateOutput, GateState, GripperGate, Interlocks, Kind, RobotState, SafetyGate
+from dr_core.safety.limits import Heartbeat, load_robot
+from dr_core.safety.watch import ClockWatch, Heartbeats
 from dr_nodes import convert
 from dr_nodes.common import ERROR, OK, WARN, ManagedNode, Param, command_qos, run
 from dr_nodes.messages import COMMANDS, gate_state, robot_command, twist_to_values
@@ -36,7 +41,7 @@ PARAMETERS = (
     Param("command_type", "twist", "which of the robot's command topics is used", choices=tuple(COMMANDS)),
     Param("use_deadman", False, "move only while the topic deadman (std_msgs/Bool) says true"),
 )
-CHECK_PERIOD_S = 0.1  # of the graph, and between repeated GateState messages
+CHECK_PERIOD_S = 0.2  # of the graph, and between repeated GateState messages
 
 
 class ArmBridge(ManagedNode):
@@ -49,11 +54,17 @@ class ArmBridge(ManagedNode):
     def configure(self) -> None:
         self.robot = load_robot(self.value("robot_file"))
         self.limits, topics = self.robot.limits, self.robot.topics
-        self.command_type = self.value("command_type")
+        self.command_type, self.use_deadman = self.value("command_type"), self.value("use_deadman")
+        heartbeats = [(beat, message_type(beat)) for beat in self.robot.heartbeats]
         self.gate = SafetyGate(self.limits, KINDS[self.command_type])
+        self.grip = GripperGate(self.limits)
+        self.gripped_ns = 0
+        self.force_n = math.nan
         self.joints: tuple[int, Any, Any] | None = None
         self.tool: tuple[int, Any] | None = None
-        self.estop = False
+        self.estop = self.protective_stop = False
+        self.heartbeats, self.clock_watch = Heartbeats(self.robot.heartbeats), ClockWatch()
+        self.jumped: tuple[str, ...] = ()
         self.held_ns: int | None = None
         self.faults: tuple[str, ...] = ()
         self.said: GateOutput | None = None
@@ -62,6 +73,9 @@ class ArmBridge(ManagedNode):
             COMMANDS[self.command_type], getattr(topics, self.command_type), qos
         )
         self.gripper = self.create_lifecycle_publisher(Float64, topics.gripper, 1)
+        self.gripper_force = None
+        if topics.gripper_force is not None:
+            self.gripper_force = self.create_lifecycle_publisher(Float64, topics.gripper_force, 1)
         self.states = self.create_lifecycle_publisher(GateStateMessage, "gate_state", 10)
         wanted = (TwistStamped, "desired_twist", self.on_twist)
         if self.gate.kind != "twist":
@@ -71,13 +85,20 @@ class ArmBridge(ManagedNode):
             for kind, topic, callback, depth in (
                 (*wanted, 10),  # ten, so that bad ones in a burst are seen and counted
                 (Float64, "desired_gripper", self.on_gripper, 1),
+                (Float64, "desired_gripper_force", self.on_gripper_force, 1),
                 (JointState, topics.joint_states, self.on_joint_states, 1),
                 (PoseStamped, topics.tool_pose, self.on_tool_pose, 1),
                 (Bool, topics.estop, self.on_estop, 10),
+                (Bool, topics.protective_stop, self.on_protective_stop, 10),
                 (Bool, "deadman", self.on_deadman, 1),
             )
         ]
         self.wanted = self.inputs[0]
+        any_publisher = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self.inputs += [
+            self.create_subscription(kind, beat.topic, partial(self.on_heartbeat, beat.topic), any_publisher, raw=True)
+            for beat, kind in heartbeats
+        ]
         self.reset_service = self.create_service(ResetGate, "~/reset_gate", self.on_reset)
 
     def activate(self) -> None:
@@ -96,17 +117,21 @@ class ArmBridge(ManagedNode):
         self.gate = None
         for subscription in self.inputs:
             self.destroy_subscription(subscription)
-        for publisher in (self.commands, self.gripper, self.states):
-            self.destroy_lifecycle_publisher(publisher)
+        for publisher in (self.commands, self.gripper, self.gripper_force, self.states):
+            if publisher is not None:
+                self.destroy_lifecycle_publisher(publisher)
         self.destroy_service(self.reset_service)
 
     def step(self, command: Command | None = None) -> None:
         """Ask the gate, send what it allows, tell when its mind changes."""
         if not self.active:
             return
-        output = self.gate.step(time.monotonic_ns(), command, self.robot_state(), self.interlocks())
+        now_ns = time.monotonic_ns()
+        self.jumped = self.clock_watch.look(self.now_ns(), now_ns)
+        output = self.gate.step(now_ns, command, self.robot_state(), self.interlocks(now_ns))
         if output.allowed is not None:
             self.commands.publish(robot_command(self.command_type, self.robot, self.now_ns(), output.allowed))
+        self.move_gripper(now_ns)
         if self.said is None or (output.state, output.causes) != (self.said.state, self.said.causes):
             self.say(output)
 
@@ -116,7 +141,6 @@ class ArmBridge(ManagedNode):
         self.faults = tuple(
             f"{count} publishers on {topic}" for topic in (own, wanted) if (count := self.count_publishers(topic)) > 1
         )
-        self.step()
         if self.said is not None:
             self.say(self.said)
 
@@ -135,9 +159,26 @@ class ArmBridge(ManagedNode):
         tool_stamp_ns, tool_m = self.tool
         return RobotState(min(stamp_ns, tool_stamp_ns), tuple(position), tuple(velocity), tuple(tool_m))
 
-    def interlocks(self) -> Interlocks:
-        held = self.held_ns is not None and time.monotonic_ns() - self.held_ns < self.limits.hold_after_s * 1e9
-        return Interlocks(self.estop, self.value("use_deadman") and not held, self.faults)
+    def interlocks(self, now_ns: int) -> Interlocks:
+        held = self.held_ns is not None and now_ns - self.held_ns < self.limits.hold_after_s * 1e9
+        holds, faults = self.heartbeats.missing(now_ns)
+        return Interlocks(
+            estop=self.estop,
+            protective_stop=self.protective_stop,
+            deadman_released=self.use_deadman and not held,
+            holds=self.jumped + holds,
+            faults=self.faults + faults,
+        )
+
+    def move_gripper(self, now_ns: int) -> None:
+        elapsed_s = min((now_ns - self.gripped_ns) * 1e-9, self.limits.period_s)
+        self.gripped_ns = now_ns
+        width_m = self.grip.step(elapsed_s, closed_gate=self.gate.state != GateState.ACTIVE)
+        if width_m is None:
+            return
+        if self.gripper_force is not None:
+            self.gripper_force.publish(Float64(data=self.grip.force(self.force_n)))
+        self.gripper.publish(Float64(data=width_m))
 
     def monotonic_ns(self, stamp: Any) -> int:
         """When a stamp was, on the clock of the gate: later jumps of the wall clock do not matter."""
@@ -158,9 +199,12 @@ class ArmBridge(ManagedNode):
         self.step(Command(self.monotonic_ns(message.header.stamp), values))
 
     def on_gripper(self, message: Any) -> None:
-        if self.active and self.gate.state == GateState.ACTIVE and math.isfinite(message.data):
-            width_m = min(max(message.data, 0.0), self.limits.gripper_width_m)
-            self.gripper.publish(Float64(data=width_m))
+        if self.active and self.gate.state == GateState.ACTIVE:
+            self.grip.want(message.data)
+            self.move_gripper(time.monotonic_ns())
+
+    def on_gripper_force(self, message: Any) -> None:
+        self.force_n = message.data
 
     def on_joint_states(self, message: Any) -> None:
         if not self.active:
@@ -170,26 +214,64 @@ class ArmBridge(ManagedNode):
         except UserError as error:
             self.refuse(error)
             return
-        self.joints = (self.monotonic_ns(message.header.stamp), position, velocity)
+        if (stamp_ns := self.newer_ns(message.header.stamp, self.joints)) is not None:
+            self.joints = (stamp_ns, position, velocity)
 
     def on_tool_pose(self, message: Any) -> None:
         place = message.pose.position
-        self.tool = (self.monotonic_ns(message.header.stamp), (place.x, place.y, place.z))
+        if (stamp_ns := self.newer_ns(message.header.stamp, self.tool)) is not None:
+            self.tool = (stamp_ns, (place.x, place.y, place.z))
+
+    def newer_ns(self, stamp: Any, known: tuple[Any, ...] | None) -> int | None:
+        """The stamp on the gate's clock, None for one that is older than the known or of the future.
+
+        What was under way when a clock jumped is such; if no better comes, the known becomes stale.
+        """
+        stamp_ns = self.monotonic_ns(stamp)
+        if stamp_ns - time.monotonic_ns() > self.limits.future_s * 1e9:
+            self.get_logger().warning("a measurement of the future is dropped", throttle_duration_sec=5.0)
+            return None
+        return stamp_ns if known is None or stamp_ns > known[0] else None
 
     def on_estop(self, message: Any) -> None:
         self.estop = message.data
         self.step()
+
+    def on_protective_stop(self, message: Any) -> None:
+        self.protective_stop = message.data
+        self.step()
+
+    def on_heartbeat(self, topic: str, message: bytes) -> None:
+        self.heartbeats.hear(topic, time.monotonic_ns())
 
     def on_deadman(self, message: Any) -> None:
         self.held_ns = time.monotonic_ns() if message.data else None
         self.step()
 
     def on_reset(self, request: Any, response: Any) -> Any:
-        causes = self.gate.reset(time.monotonic_ns(), self.robot_state(), self.interlocks())
+        now_ns = time.monotonic_ns()
+        causes = self.gate.reset(now_ns, self.robot_state(), self.interlocks(now_ns))
         response.success, response.message, response.state = not causes, "; ".join(causes), int(self.gate.state)
         self.get_logger().info(f"reset asked for by '{request.operator_name}': {response.message or 'done'}")
         self.step()
         return response
+
+
+def message_type(beat: Heartbeat) -> Any:
+    """The class of a heartbeat's message.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    try:
+        return get_message(beat.type)
+    except (AttributeError, ImportError, LookupError, ValueError) as error:
+        raise ConfigError(
+            f"heartbeats: {beat.topic}",
+            expected="the name of an installed message such as std_msgs/msg/Bool",
+            found=beat.type,
+            next_step="correct its type, or source the workspace that has it",
+        ) from error
 
 
 def main() -> int:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
-from dr_core.data.images import decode_compressed, decode_raw
 from dr_core.errors import ConfigError
 
 NS = 10**9
@@ -57,6 +56,8 @@ def image_to_array(message: Any) -> NDArray[np.uint8]:
         BagError: an encoding that is not supported.
         DamagedImage: sizes that do not agree.
     """
+    from dr_core.data.images import decode_raw  # OpenCV stays out of nodes that see no images
+
     return decode_raw(
         memoryview(message.data),
         encoding=message.encoding,
@@ -73,6 +74,8 @@ def compressed_to_array(message: Any) -> NDArray[np.uint8]:
         BagError: another format.
         DamagedImage: truncated or otherwise unreadable.
     """
+    from dr_core.data.images import decode_compressed
+
     return decode_compressed(memoryview(message.data), message.format)
 
 
