@@ -199,7 +199,7 @@ def measure_hand_eye(rng: Rng, quick: bool) -> Iterator[Row]:
 
     Targets are for 0.5 px and an exact robot; a robot that errs makes directions worse, and those are only shown.
     """
-    poses, trials = (40, 30) if quick else (150, 200)
+    poses, trials = (40, 20) if quick else (150, 200)
     board, (k, lens) = Board.parse(BOARDS[0]), camera(0)
     scene = CalibrationScene(board, *SIZE, k, lens)
     modes: tuple[handeye.Mode, ...] = ("eye_in_hand", "eye_to_hand")
@@ -461,7 +461,8 @@ def main() -> int:
     names = [options.only] if options.only else list(PARTS)
     jobs = [(name, options.seed, options.quick) for name in names]
     started = time.perf_counter()
-    with multiprocessing.get_context("spawn").Pool(min(options.workers, len(jobs))) as pool:
+    workers = min(options.workers, len(jobs))
+    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
         results = pool.starmap(measure, jobs, chunksize=1)
     rows = [row for _, part, _ in results for row in part]
     width = max(len(row.quantity) for row in rows)

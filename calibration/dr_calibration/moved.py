@@ -40,6 +40,9 @@ SURE_SHARE = 0.9
 CLEARLY = 0.85
 """What a motion leaves unexplained has to be below this share of what a camera at rest does. On rendered scenes a robot
 that pulls at the alignment comes down to 0.91, and a camera moved by 5 mm or 1 degree to 0.70 or less."""
+AROUND = (8.0 + 0.0j, 8.0j, -8.0 + 0.0j, -8.0j)
+"""Shifts in pixels of the working resolution, about those of a camera turned by a degree, from which an alignment is
+tried too where otherwise little is seen again."""
 MIN_POINTS = 150
 MAX_SD = 0.5
 """Standard deviation of the shift, as a share of the threshold, above which it is not known well enough."""
@@ -286,16 +289,16 @@ class Reference:
         if (contrast := float(gray.std())) < 3.0:
             return Moved(unknown, False, False, f"the picture is plain: contrast {contrast:.1f}", 0.0, unknown)
         images = [_normalised(image)[0] for image in _pyramid(gray, self._factor)]
-        # A camera that stands is found at once; one that moved from coarse to fine; one that moved far from a guess.
+        # A camera that stands is found at once; one that moved from coarse to fine; one that moved far from guesses.
         # What explains the scene best is believed: also that nothing moved, where a robot pulls at the alignment.
         best = self._align(images[:1], 0.0j)
         if best.share < SURE_SHARE:
-            best = min(best, self._align(images, 0.0j), key=lambda result: result.cost)
             still = self._judge(images[0], 1.0 + 0.0j, 0.0j)
+            best = min(best, self._align(images, 0.0j), key=lambda result: result.cost)
+            if min(best.share, still.share) < MIN_SHARE:
+                guesses = [self._rough_shift(images), *AROUND]
+                best = min(best, *(self._align(images, guess) for guess in guesses), key=lambda result: result.cost)
             best = best if best.cost < CLEARLY * still.cost else still
-        if best.share < MIN_SHARE:
-            far = self._align(images, self._rough_shift(images))
-            best = min(best, far, key=lambda result: result.cost)
         scale, shift, share = best.scale, best.shift, best.share
         # RMS over the picture of |(scale - 1) z + shift|.
         width, height = self.size
