@@ -26,6 +26,7 @@ from dr_calibration.intrinsics import Intrinsics
 from dr_calibration.moved import Moved, Reference
 from dr_calibration.rig import CameraPose, ReferencePicture, Rig, TimeOffset
 from dr_calibration.samples import Floats, Sample, ToolPath, Track, same_pose, write_samples
+from dr_calibration.time_offset import estimate
 
 __all__ = [
     "Collector",
@@ -194,8 +195,7 @@ def time_offset(
 ) -> Done:
     """Find how much later the camera stamps a moment than the robot does.
 
-    With the camera's pose known, places are compared; without it, rotations (or places, where the tool hardly turns).
-    Of what can be compared, the result of the smallest standard deviation is taken.
+    The board's poses in the pictures are compared with the tool's; the camera's own pose need not be known.
 
     Args:
         samples: a film of the moving tool's view, or of the board on it; their own poses are not used.
@@ -216,17 +216,16 @@ def time_offset(
             found=f"{len(stamps)}" + (f" ({reasons})" if reasons else ""),
             next_step="keep the board in view, add light, move a little slower",
         )  # fmt: skip
-    result, compared, signals = film.compare(stamps, boards, path, rig, folder.steps.get("hand_eye", {}), board)
-    lines, verdict = verdicts.of_time_offset(result, compared)
+    result = estimate(stamps, boards, path.stamps_s, path.poses)
+    lines, verdict = verdicts.of_time_offset(result)
     record = {
         **result.to_dict(),
         "board": str(board),
         "lines": lines,
         "verdict": verdict,
-        "compared": compared,
         "seen": len(stamps) + sum(rejected.values()),
         "rejected": dict(rejected),
-        "curve": film.curve(*signals),
+        "curve": film.curve(stamps, boards, path),
     }
     folder = RigFolder(
         out, dataclasses.replace(rig, time_offset=TimeOffset(result.offset_s, result.sd_s)), folder.steps

@@ -125,8 +125,7 @@ def of_hand_eye(result: HandEye) -> Judged:
     return lines, _verdict(doubts)
 
 
-def of_time_offset(result: TimeOffset, compared: str) -> Judged:
-    """``compared``: what the comparison was made on."""
+def of_time_offset(result: TimeOffset) -> Judged:
     later = "later" if result.offset_s >= 0.0 else "earlier"
     lines = [
         f"the camera stamps a moment {1e3 * abs(result.offset_s):.2f} ms {later} than the robot: offset "
@@ -134,7 +133,7 @@ def of_time_offset(result: TimeOffset, compared: str) -> Judged:
         f"(good up to {1e3 * GOOD_OFFSET_SD_S:g} ms)",
         f"speeds correlate by {result.correlation:.3f} (good from {GOOD_CORRELATION:g}); the next best offset "
         f"{result.second_peak:.2f} times as well (good up to {GOOD_SECOND_PEAK:g})",
-        f"{result.frames} pictures over {result.duration_s:.1f} s, compared on {compared}",
+        f"{result.frames} pictures over {result.duration_s:.1f} s",
     ]
     doubts = [
         (result.sd_s > GOOD_OFFSET_SD_S, f"it is known to {2e3 * result.sd_s:.1f} ms only: record longer and faster"),
