@@ -1,10 +1,10 @@
-# make test | demo | lint | type | bench | bench-calibration | bench-ros | ros-build | clean
+# make test | faults | soak | demo | lint | type | bench | bench-calibration | bench-ros | ros-build | clean
 # The first target that needs it sets up .venv (scripts/setup_env.sh); PYTHON=python3.12 chooses the interpreter.
 SHELL := /bin/bash
 BIN := $(CURDIR)/.venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: env demo test lint type bench bench-calibration bench-ros ros-build clean
+.PHONY: env demo test faults soak lint type bench bench-calibration bench-ros ros-build clean
 
 env: $(STAMP)
 
@@ -17,6 +17,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
+
+# Every fault injected at least 20 times, and all campaigns; writes docs/faults.md anew. Hours; ARGS="--only 33 34".
+faults: $(STAMP)
+	$(BIN)/python -m tests.faults $(ARGS)
+
+# The whole graph with random faults for 30 minutes; ARGS="--minutes 3". Figures and a plot of memory in runs/soak.
+soak: $(STAMP)
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -72,13 +72,15 @@ class PlayedRobot:
         self.sending: tuple[float, ...] | None = None
         self.age_s = 0.0
         self.held: bool | None = None
+        self.tool_m = (0.5, 0.0, 0.2)
+        self.wishes: list[tuple[float, tuple[float, ...]]] = []
         self.commands: list[tuple[float, Any]] = []
         self.states: list[tuple[float, int, tuple[str, ...]]] = []
         self._joints = self.node.create_publisher(JointState, topics["joint_states"], 1)
         self._pose = self.node.create_publisher(PoseStamped, topics["tool_pose"], 1)
         self.estop = self.node.create_publisher(Bool, topics["estop"], 10)
         self.protective_stop = self.node.create_publisher(Bool, topics["protective_stop"], 10)
-        self._deadman = self.node.create_publisher(Bool, "deadman", 1)
+        self.deadman = self.node.create_publisher(Bool, "deadman", 1)
         self.command_topic = topics[command_type]
         self.command_class = COMMANDS[command_type]
         self._wanted: Any = None
@@ -136,7 +138,7 @@ class PlayedRobot:
         from sensor_msgs.msg import JointState
 
         if self.held is not None:
-            self._deadman.publish(_bool(self.held))
+            self.deadman.publish(_bool(self.held))
         if not self.reporting:
             return
         stamp = self.node.get_clock().now().to_msg()
@@ -147,7 +149,7 @@ class PlayedRobot:
             velocity=[0.0] * 8,
         )
         pose = PoseStamped()
-        pose.pose.position.x, pose.pose.position.y, pose.pose.position.z = 0.5, 0.0, 0.2
+        pose.pose.position.x, pose.pose.position.y, pose.pose.position.z = self.tool_m
         joints.header.stamp = pose.header.stamp = stamp
         self._joints.publish(joints)
         self._pose.publish(pose)
@@ -165,6 +167,7 @@ class PlayedRobot:
         else:
             message.name = list(reversed(self.names))
             message.position = message.velocity = list(reversed(self.sending))
+        self.wishes.append((time.monotonic(), self.sending))
         self._wanted.publish(message)
 
 
