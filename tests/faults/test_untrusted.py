@@ -36,9 +36,9 @@ from tests.faults.campaigns import samples, untrusted
 
 # By what an input costs; `make faults` reads ten thousand of each.
 COUNTS = {
-    100: ("parameters", "rig", "messages", "replay", "adroit policy", "agent checkpoint", "training state", "video"),
-    30: ("robot file", "config", "camera_info", "viper checkpoint", "reward checkpoint", "mcap", "sqlite3"),
-    15: ("bag metadata", "reference picture", "expert weights", "evaluation"),
+    60: ("parameters", "rig", "messages", "replay", "adroit policy", "agent checkpoint", "training state", "video"),
+    20: ("robot file", "config", "camera_info", "viper checkpoint", "reward checkpoint", "mcap", "sqlite3"),
+    10: ("bag metadata", "reference picture", "expert weights", "evaluation"),
 }
 RULE = ImageRule(8)
 

@@ -202,7 +202,7 @@ def test_a_model_without_its_calibration_is_refused(configure: Any, rig_file: Pa
         (make_rig(tmp_path / "other"), "", f"expected hash {Rig.load(rig_file).hash[:12]}…; found "),
         (rig_file, "124", "expected camera 123; found 124"),
         (edited, "", "hash: expected the hash of"),
-        (gone, "", "reference_front.png: expected a reference picture; found No such file"),
+        (gone, "", "reference_front.png: expected a reference picture; found none"),
     ):
         done, camera = configure(model=model, rig_file=rig, camera_serial=serial)
         assert not done, words
