@@ -50,7 +50,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 class Player:
     """Robot and agent in one ROS node; notes when commands were wanted and when they came."""
 
-    def __init__(self, node: Any, robot: Any) -> None:
+    def __init__(self, node: Any, robot: Any, command_hz: float = COMMAND_HZ, state_hz: float = STATE_HZ) -> None:
         from geometry_msgs.msg import PoseStamped, TwistStamped
         from sensor_msgs.msg import JointState
 
@@ -63,8 +63,8 @@ class Player:
         self.pose = make(PoseStamped, name(robot.topics.tool_pose))
         self.twist = make(TwistStamped, name("desired_twist"))
         node.create_subscription(TwistStamped, name(robot.topics.twist), self.note, 50)
-        node.create_timer(1.0 / STATE_HZ, self.report)
-        node.create_timer(1.0 / COMMAND_HZ, self.want)
+        node.create_timer(1.0 / state_hz, self.report)
+        node.create_timer(1.0 / command_hz, self.want)
 
     def note(self, message: Any) -> None:
         stamp = message.header.stamp
