@@ -214,7 +214,7 @@ def camera_stops(folder: Path) -> Iterator[Injection]:
 
     video, agent, lens = folder / "grey.mp4", folder / "agent", folder / "lens.yaml"
     folder.mkdir(parents=True, exist_ok=True)
-    _agent(agent)
+    untrained_agent(agent)
     write_video(video, np.stack([np.full((48, 64, 3), 90 + k, np.uint8) for k in range(30)]), 30.0, lossless=True)
     dump_yaml(lens, LENS)
     with played(folder, None, heartbeats=(CAMERA_BEAT,)) as stage:
@@ -235,7 +235,7 @@ def camera_stops(folder: Path) -> Iterator[Injection]:
         yield inject
 
 
-def _agent(path: Path) -> None:
+def untrained_agent(path: Path) -> None:
     """A small agent that nobody has trained."""
     import torch
 

@@ -245,7 +245,11 @@ resets the gate. T = 0.1 s, control at 10 Hz.
 Measured: p50 / max (n) in seconds from the injection to the effect as another process receives it, with the limits of
 `config/robots/sim_panda.yaml`; injections whose effect had another cause are repeated. **Bold** is over its bound.
 """
-TABLE = ("| | fault | what happens | measured | test |", "|---|---|---|---|---|")
+UNTRUSTED = {
+    "inputs": "inputs", "read": "read", "refused": "refused", "fault": "faults", "hangs": "hangs", "deaths": "deaths",
+    "peak_mib": "peak MiB", "grown_mib": "grown by MiB", "seconds": "seconds", "per_second": "inputs/s",
+}  # fmt: skip
+"""What the campaign `untrusted` tells of each kind, as the columns of its table."""
 NOTES = """
 - 1: the camera's process is frozen; a trained agent acts on its pictures, and `camera_info` is a heartbeat of the gate
   (timeout 0.12 s, hold). Without it the agent's last command comes up to T after the last picture, and HOLD
@@ -290,9 +294,12 @@ def page(figures: dict[str, Any]) -> str:
 
 
 def _campaigns(campaigns: dict[str, Any]) -> list[str]:
-    """The other long campaigns, a line for each figure."""
+    """The other long campaigns, a line for each figure; of untrusted input, one for each kind."""
     lines = []
     for name, values in campaigns.items():
+        if name == "untrusted":
+            lines += _untrusted(values)
+            continue
         lines += [f"\n## Campaign `{name}`\n", "| figure | value |", "|---|---|"]
         for key, value in values.items():
             shown = len(value) if key == "problems" else value
@@ -301,6 +308,22 @@ def _campaigns(campaigns: dict[str, Any]) -> list[str]:
                 shown = ", ".join(f"{k} {v}" for k, v in facts.items())
             lines.append(f"| {key.replace('_', ' ')} | {shown} |")
     return lines
+
+
+def _untrusted(kinds: dict[str, Any]) -> list[str]:
+    heads, total = ["kind", *UNTRUSTED.values()], sum(one["inputs"] for one in kinds.values())
+    faults = [f"- {kind}: {fault}" for kind, one in kinds.items() for fault in one["faults"]]
+    return [
+        "\n## Campaign `untrusted`\n",
+        "Damaged, hostile and generated inputs, read in processes that may take 1 GiB more than they begin with and 5 s",
+        "for an input. Each is read or refused with an error that its caller expects; anything else, also a file",
+        "written elsewhere or a program started, is a fault. *Grown* is what was added to a reader after a whole sample.",
+        f"{total} inputs, {sum(one['fault'] for one in kinds.values())} faults.\n",
+        f"| {' | '.join(heads)} |",
+        f"|---|{'---:|' * len(UNTRUSTED)}",
+        *(f"| {kind} | {' | '.join(str(one[key]) for key in UNTRUSTED)} |" for kind, one in kinds.items()),
+        *(["", *faults] if faults else []),
+    ]
 
 
 def read_figures() -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Graph:
             "arm_bridge": own,
             "agent": own,
             "recorder": {"directory": str(folder / "episodes"), "optional_topics": TOPICS, "reserve_mib": 1},
-            "reward": {"model": str(MODEL), "ood_limit": 0.0},
+            "reward": {"model": str(MODEL), "ood_limit": 0.0, "stop_limit": 0},
             "evaluator": {
                 **own, "out": str(folder / "results"), "episodes": 10000, "mode": "full", "agents": ["tried"],
                 "task": "push", "operator": "nobody", "episode_s": 8.0, "reset_service": "sim_robot/reset",

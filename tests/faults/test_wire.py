@@ -149,6 +149,75 @@ def test_a_reward_node_that_hangs_does_not_disturb_control(
     assert len(again) == len(frames) and [one.valid for one in again[1:]] == [True] * (len(frames) - 1)
 
 
+@pytest.mark.parametrize("fault", ["stuck", "not a number"])
+def test_what_the_reward_sees_stops_the_arm(
+    fault: str, robot: PlayedRobot, start_node: Any, node: Any, spin_until: Any, diagnostics: Any, tmp_path: Path
+) -> None:
+    from sensor_msgs.msg import Image
+
+    from dr_core.checkpoint import load_checkpoint
+    from dr_nodes.convert import array_to_image
+    from tests.core.moving_square import moving_square
+    from tests.nodes.test_reward_node import rewritten
+
+    tiny_model(tmp_path)
+    path = tmp_path / "run" / "model"
+    if fault == "not a number":
+        weights = load_checkpoint(path).tensors
+        huge = {k: v * 1e30 for k, v in weights.items() if k.startswith("video.") and v.is_floating_point()}
+        path = rewritten(path, tmp_path / "huge", tensors=huge)
+    # Every picture is scored: none is skipped for the frame spacing, and no picture is too unfamiliar.
+    start_node("reward", namespace="chain", model=str(path), task="push", frame_rate_hz=0.0, ood_limit=0.0)
+    images = node.create_publisher(Image, "/chain/camera/color/image_raw", 1)
+    state = lambda: diagnostics.get("chain/reward: state")  # noqa: E731
+    ready = lambda: images.get_subscription_count() and state() and state().message == "active"  # noqa: E731
+    assert spin_until(ready, node, timeout_s=TIMEOUT_S)
+    frames = moving_square(500, expert=True, length=8)
+    robot.send(FORWARD)
+    robot.wait_for(ACTIVE)
+    shown = 0
+    while robot.state != STOPPED and shown < 60:
+        frame = frames[min(shown, 2)] if fault == "stuck" else frames[shown % 8]
+        images.publish(array_to_image(frame, time.time_ns(), "eye"))
+        shown += 1
+        time.sleep(0.1)
+    words = {"stuck": "reward: the camera sends the same picture", "not a number": "reward: the reward is not a number"}
+    assert robot.state == STOPPED and words[fault] in robot.causes[0], robot.causes
+    assert shown >= 5, "not before the fifth"
+
+
+def test_a_stuck_camera_stops_the_arm_without_a_reward_too(
+    robot: PlayedRobot, start_node: Any, node: Any, spin_until: Any, robot_file: str, tmp_path: Path
+) -> None:
+    from sensor_msgs.msg import Image
+
+    from dr_nodes.convert import array_to_image
+    from tests.core.moving_square import moving_square
+    from tests.faults.reactions import untrained_agent
+
+    untrained_agent(tmp_path / "agent")
+    own = {"robot_file": robot_file, "policy": "checkpoint", "checkpoint": str(tmp_path / "agent"), "stop_limit": 3}
+    start_node("agent", namespace="chain", **own)
+    images = node.create_publisher(Image, "/chain/camera/color/image_raw", 1)
+    assert spin_until(images.get_subscription_count, node, timeout_s=TIMEOUT_S)
+    frames = moving_square(500, expert=True, length=8)
+
+    def show(moving: bool) -> None:
+        images.publish(array_to_image(frames[int(time.time() * 20) % 8 if moving else 0], time.time_ns(), "eye"))
+        time.sleep(0.05)
+
+    end_s = time.monotonic() + TIMEOUT_S
+    while robot.state != ACTIVE and time.monotonic() < end_s:
+        show(moving=True)
+    began = len(robot.states)
+    for _ in range(20):
+        show(moving=True)
+    assert {state for _, state, _ in robot.states[began:]} <= {ACTIVE, HOLD}
+    while robot.state != STOPPED and time.monotonic() < end_s:
+        show(moving=False)
+    assert robot.causes[0] == "agent: the camera sends the same picture, 3 times or more"
+
+
 def tiny_model(folder: Path) -> Any:
     """A reward model trained for seconds."""
     from dataclasses import replace

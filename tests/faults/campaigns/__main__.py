@@ -1,4 +1,4 @@
-"""`python -m tests.faults.campaigns [names] [--count N] [--seed S] [--out FILE.json]`: the long campaigns.
+"""`python -m tests.faults.campaigns [names] [--count N] [--seed S] [--jobs N] [--out FILE.json]`: the long ones.
 
 Exit status 1 if any of them finds a fault.
 """
@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.faults.rows import UNTRUSTED
+
 CAMPAIGNS = ("untrusted", "kill", "kill_node", "full", "power_cut")
 
 
@@ -20,6 +22,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="inputs of each kind, or trials; by default what each campaign says")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", default=[], help="of untrusted input; all, if none is given")
+    parser.add_argument("--jobs", type=int, default=0, help="readers of untrusted input at once; default: the cores")
     parser.add_argument("--keep", type=Path, help="folder for inputs that are faults")
     parser.add_argument("--out", type=Path, help="file for all figures, as JSON")
     arguments = parser.parse_args()
@@ -37,7 +40,8 @@ def _run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from importlib import import_module
 
     module = import_module(f"tests.faults.campaigns.{name}")
-    extra = {"kinds": arguments.kinds, "keep": arguments.keep} if name == "untrusted" else {}
+    own = {"kinds": arguments.kinds, "keep": arguments.keep, "jobs": arguments.jobs}
+    extra = own if name == "untrusted" else {}
     return dict(module.run(arguments.count or module.COUNT, arguments.seed, **extra))
 
 
@@ -58,14 +62,12 @@ def print_table(figures: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=max(120, Console().width))
     for name, values in figures.items():
         if name == "untrusted":
-            columns = ("kind", "inputs", "read", "refused", "faulty", "memory grown by MiB")
-            table = Table(*columns, title="untrusted input", title_justify="left")
+            table = Table("kind", *UNTRUSTED.values(), title="untrusted input", title_justify="left")
             for kind, one in values.items():
-                row = [one[key] for key in ("inputs", "read", "refused", "fault", "grown_mib")]
-                table.add_row(kind, *map(str, row))
+                table.add_row(kind, *(str(one[key]) for key in UNTRUSTED))
         else:
             table = Table("figure", name, title_justify="left")
             for key, value in values.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,70 +16,47 @@ from tests.faults.campaigns.samples import KINDS, ROOT
 
 SOURCES = (".", "sim", "calibration", "ros2_ws/src/dr_nodes")
 COUNT = 10_000
-ALARMS = ("SIGPROF", "SIGALRM")
-MOST_FAULTS = 20
-"""A kind with so many is not read further."""
+IN_MEMORY = Path("/dev/shm")
 
 
-def run(count: int = COUNT, seed: int = 0, kinds: Sequence[str] = (), keep: Path | None = None) -> dict[str, Any]:
+def run(
+    count: int = COUNT, seed: int = 0, kinds: Sequence[str] = (), keep: Path | None = None, jobs: int = 0
+) -> dict[str, Any]:
     """Read ``count`` inputs of each of ``kinds`` (all, if empty).
 
     Args:
         keep: where inputs that are faults are left.
+        jobs: readers at once; one for each core, if 0.
 
     Returns:
-        By kind: inputs, how many were read and refused, the faults in words with the number of
-        an input of each, growth of memory in MiB.
+        By kind: inputs, how many were read and refused, the faults in words with the number of an input of each, how
+        many of them were hangs and deaths, peak and growth of memory in MiB, seconds and inputs per second.
     """
-    found: dict[str, dict[str, Any]] = {
-        name: {"read": 0, "refused": 0, "fault": 0, "faults": {}, "grown_mib": 0.0} for name in kinds or KINDS
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        _read_all(found, count, seed, Path(folder))
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None) as folder:
+        arguments = [str(seed), str(count), str(jobs or len(os.sched_getaffinity(0))), folder]
+        for told in _told_by_worker([*arguments, json.dumps(list(kinds or KINDS))], Path(folder)):
+            name, inputs = told.pop("kind"), told["read"] + told["refused"] + told["fault"]
+            found[name] = {"inputs": inputs, **told, "per_second": round(inputs / max(told["seconds"], 0.1))}
+            print(f"untrusted: {name}: {inputs} inputs in {told['seconds']} s, {told['fault']} faulty", flush=True)
         if keep is not None and (Path(folder) / "faults").exists():
             shutil.copytree(Path(folder) / "faults", keep, dirs_exist_ok=True)
-    for one in found.values():
-        one["inputs"] = one["read"] + one["refused"] + one["fault"]
     return found
 
 
-def _read_all(found: dict[str, dict[str, Any]], count: int, seed: int, folder: Path) -> None:
-    """Start readers until all is read; what kills one is a fault of the input that it was reading."""
+def _told_by_worker(arguments: list[str], folder: Path) -> Any:
+    """What the process that forks the readers tells of each kind, as it comes."""
     paths = os.pathsep.join(str(ROOT / source) for source in SOURCES)
-    variables = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    begin = dict.fromkeys(found, 0)
-    results, at = folder / "results.jsonl", folder / "at"
-    while begin:
-        arguments = [str(seed), str(count), str(folder), json.dumps(begin)]
-        command = [sys.executable, "-m", "tests.faults.campaigns.worker", *arguments]
-        with (folder / "output").open("w") as output:
-            done = subprocess.run(command, cwd=ROOT, env=variables, stdout=output, stderr=output)
-        for line in results.read_text().splitlines() if results.exists() else ():
-            told = json.loads(line)
-            one = found[told["kind"]]
-            if "fault" in told:
-                one["faults"].setdefault(told["fault"], told["input"])
-                continue
-            del begin[told["kind"]]
-            one["grown_mib"] = max(one["grown_mib"], told["grown_mib"])
-            _add(one, told["counts"])
-        results.unlink(missing_ok=True)
-        if done.returncode == 0:
-            return
-        if done.returncode > 0 or not at.exists():
-            said = (folder / "output").read_text(errors="replace")
-            raise RuntimeError(f"the reader ended with {done.returncode}:\n{said[-3000:]}")
-        name, number, counts = json.loads(at.read_text())
-        at.unlink()
-        cause = signal.Signals(-done.returncode).name
-        shutil.copytree(folder / "input", folder / "faults" / f"{name} {number}", dirs_exist_ok=True)
-        found[name]["faults"][f"{'hangs' if cause in ALARMS else 'dies'}: {cause} at input {number}"] = number
-        _add(found[name], {**counts, "fault": counts.get("fault", 0) + 1})
-        begin[name] = number + 1
-        if len(found[name]["faults"]) > MOST_FAULTS:
-            del begin[name]
-
-
-def _add(one: dict[str, Any], counts: dict[str, int]) -> None:
-    for outcome, number in counts.items():
-        one[outcome] += number
+    own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TMPDIR": str(folder)}
+    command = [sys.executable, "-m", "tests.faults.campaigns.worker", *arguments]
+    with (folder / "output").open("w") as output:
+        worker = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=output, text=True)
+        assert worker.stdout is not None
+        try:
+            yield from (json.loads(line) for line in worker.stdout)
+        finally:
+            worker.stdout.close()
+            status = worker.wait()
+    if status:
+        said = (folder / "output").read_text(errors="replace")
+        raise RuntimeError(f"the reader ended with {status}:\n{said[-3000:]}")
