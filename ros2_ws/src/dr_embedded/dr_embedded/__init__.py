@@ -45,6 +45,6 @@ def banner(stack: str) -> str:
     """One line that says what runs."""
     if stack == "real":
         return "[dr_embedded] using the installed rclpy"
-    scope = "as CYCLONEDDS_URI says" if os.environ.get("CYCLONEDDS_URI") else "loopback only"
+    scope = "as CYCLONEDDS_URI says" if os.environ.get("DR_NETWORK") == "configured" else "loopback only"
     domain = os.environ.get("ROS_DOMAIN_ID") or "0"
     return f"[dr_embedded] no ROS 2 here: using the embedded stand-in for rclpy (domain {domain}, {scope})"

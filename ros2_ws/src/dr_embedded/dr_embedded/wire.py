@@ -11,6 +11,7 @@ from cyclonedds.qos import Policy, Qos, _CQos
 
 from dr_embedded import cyclone
 from dr_embedded.descriptor import descriptor
+from dr_embedded.network import NetworkRefused, internet_sockets, keep_on_loopback, loopback_only
 
 # Nothing leaves the machine. Big fragments, buffers and watermarks keep several camera streams whole; a lost
 # fragment of a reliable one is asked for again after 10 ms instead of 100.
@@ -28,16 +29,32 @@ _lock = threading.RLock()
 _domains: dict[int, tuple[Domain, int]] = {}  # the domain and how many participants use it
 
 
+def _local_domain(domain_id: int) -> Domain:
+    """A domain whose sockets neither send nor receive beyond the loopback interface."""
+    before = set(internet_sockets())
+    made = Domain(domain_id, LOOPBACK)
+    try:
+        keep_on_loopback(set(internet_sockets()) - before)
+    except NetworkRefused:
+        cyclone.release(made._ref)
+        raise
+    return made
+
+
 class Participant:
-    """One process-wide view of a domain; owns every endpoint made through it."""
+    """One process-wide view of a domain; owns every endpoint made through it.
+
+    Raises:
+        NetworkRefused: the environment asks for another network than loopback, and DR_NETWORK does not.
+    """
 
     def __init__(self, domain_id: int) -> None:
         self.domain_id = domain_id
-        self._own_domain = not os.environ.get("CYCLONEDDS_URI")
+        self._own_domain = loopback_only(os.environ)
         with _lock:
             if self._own_domain:
                 domain, users = _domains.get(domain_id, (None, 0))
-                _domains[domain_id] = (domain or Domain(domain_id, LOOPBACK), users + 1)
+                _domains[domain_id] = (domain or _local_domain(domain_id), users + 1)
             self.dds = DomainParticipant(domain_id, Qos(Policy.Userdata(b"enclave=/;")))
         self.entity: int = self.dds._ref
         self.guid = cyclone.guid_of(self.entity)

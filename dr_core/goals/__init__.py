@@ -1,0 +1,1 @@
+"""Goal videos: what the finished task looks like, taken from a file, generated, or imagined by a reward model."""
