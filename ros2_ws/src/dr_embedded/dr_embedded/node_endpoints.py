@@ -69,7 +69,7 @@ class NodeEndpoints:
 
     def _wake(self) -> None:
         if self.executor is not None:
-            self.executor.wake()
+            self.executor._entities_changed()
 
     def resolve_topic_name(self, topic: str, *, only_expand: bool = False) -> str:
         """The full name after expansion and remapping."""

@@ -11,11 +11,16 @@ Work = Callable[[], Any]  # calls the user's callback; may return a coroutine
 
 
 class Waitable:
-    """One source of callbacks of a node."""
+    """One source of callbacks of a node.
+
+    Attributes:
+        timed: it may become ready by itself.
+    """
+
+    timed = False
 
     def __init__(self, callback_group: CallbackGroup) -> None:
         self.callback_group = callback_group
-        self._being_taken = False  # handed to an executor's thread, data not taken yet
         callback_group.add_entity(self)
 
     def conditions(self) -> tuple[int, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes as ct
 import os
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 from cyclonedds.domain import Domain, DomainParticipant
 from cyclonedds.qos import Policy, Qos, _CQos
@@ -114,21 +116,31 @@ class WaitSet:
     def __init__(self, participant: Participant) -> None:
         self.entity = cyclone.call("dds_create_waitset", participant.entity)
         self._attached: set[int] = set()
+        self._asked: tuple[object, int] = (None, 0)
+        self._ready: Any = (ct.c_int64 * 1)()
 
-    def attach_exactly(self, conditions: set[int]) -> None:
-        """Wait for these conditions and no others from now on; those deleted meanwhile are left out."""
-        for condition in self._attached - conditions:
+    def attach_exactly(self, conditions: Mapping[int, Any], guard: int) -> None:
+        """Wait for these conditions (keys) and no others from now on; those deleted meanwhile are left out.
+
+        The mapping must not change as long as it is passed again: then there is nothing to do.
+        """
+        if self._asked[0] is conditions and self._asked[1] == guard:
+            return
+        self._asked = (conditions, guard)
+        wanted = {*conditions, guard}
+        for condition in self._attached - wanted:
             cyclone.try_call("dds_waitset_detach", self.entity, condition)
-        new = conditions - self._attached
+        new = wanted - self._attached
         attached = {one for one in new if cyclone.try_call("dds_waitset_attach", self.entity, one, one) >= 0}
-        self._attached = (self._attached & conditions) | attached
+        self._attached = (self._attached & wanted) | attached
+        self._ready = (ct.c_int64 * max(len(self._attached), 1))()
 
-    def wait(self, timeout_ns: int) -> set[int]:
+    def wait(self, timeout_ns: int) -> list[int]:
         """The conditions that are set; empty after `timeout_ns`."""
-        room = max(len(self._attached), 1)
-        ready = (ct.c_int64 * room)()
+        ready = self._ready
+        room = len(ready)
         count = cyclone.call("dds_waitset_wait", self.entity, ready, room, timeout_ns)
-        return set(ready[: min(count, room)])
+        return ready[: min(count, room)]
 
     def close(self) -> None:
         cyclone.release(self.entity)

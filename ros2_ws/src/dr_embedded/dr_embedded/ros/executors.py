@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
 import time
@@ -10,9 +9,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future as PoolFuture
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import CoroutineType
 from typing import Any
 
 from dr_embedded.cyclone import DDSException
+from dr_embedded.ros.callback_groups import CallbackGroup
 from dr_embedded.ros.context import Context
 from dr_embedded.ros.task import Future, Task
 from dr_embedded.ros.utilities import get_default_context, timeout_sec_to_nsec
@@ -42,6 +44,20 @@ class ConditionReachedException(Exception):
     """The condition that ends the spinning holds."""
 
 
+@dataclass(frozen=True)
+class _Sources:
+    """What may become ready: by its DDS condition, or by time."""
+
+    by_condition: dict[int, Waitable] = field(default_factory=dict)
+    timed: list[Waitable] = field(default_factory=list)
+
+    def add(self, waitable: Waitable) -> None:
+        for condition in waitable.conditions():
+            self.by_condition[condition] = waitable
+        if waitable.timed:
+            self.timed.append(waitable)
+
+
 class Executor:
     """Base: keeps nodes and tasks, and finds the next thing to run."""
 
@@ -52,6 +68,10 @@ class Executor:
         self._tasks: deque[Task] = deque()
         self._sleeping: set[Task] = set()  # coroutines that wait for a future
         self._ready: deque[Waitable] = deque()
+        self._taking: set[Waitable] = set()  # handed to a thread, data not taken yet
+        self._changed = True  # the nodes have other entities than the sources below
+        self._sources = _Sources()
+        self._by_group: dict[CallbackGroup, list[Waitable]] = {}
         self._lock = threading.RLock()
         self._waiting = threading.RLock()
         self._guard = self._session.waker()
@@ -77,7 +97,7 @@ class Executor:
                 return False
             self._nodes.add(node)
             node.executor = self
-        self.wake()
+        self._entities_changed()
         return True
 
     def remove_node(self, node: Any) -> None:
@@ -85,7 +105,7 @@ class Executor:
             self._nodes.discard(node)
             if node.executor is self:
                 node.executor = None
-        self.wake()
+        self._entities_changed()
 
     def get_nodes(self) -> list[Any]:
         return list(self._nodes)
@@ -104,9 +124,16 @@ class Executor:
 
     def wake(self) -> None:
         """End the current wait, for example because there is something new to wait for."""
+        if threading.get_ident() == self._spinning_thread:
+            return
         with self._lock:
-            if self._session.valid and not self._is_shutdown and threading.get_ident() != self._spinning_thread:
+            if self._session.valid and not self._is_shutdown:
                 self._guard.trigger()
+
+    def _entities_changed(self) -> None:
+        """A node came or went, or has other entities."""
+        self._changed = True
+        self.wake()
 
     def shutdown(self, timeout_sec: float | None = None) -> bool:
         """Stop; returns whether all callbacks ended in time."""
@@ -175,13 +202,12 @@ class Executor:
                 raise ShutdownException
             if not self._session.valid:
                 raise ExternalShutdownException
-            with self._lock:
-                if self._tasks:
-                    return self._tasks.popleft()
+            if self._tasks:
+                return self._tasks.popleft()
             while self._ready:
                 waitable = self._ready.popleft()
-                if not waitable._being_taken and waitable.callback_group.beginning_execution(waitable):
-                    waitable._being_taken = True
+                if waitable not in self._taking and waitable.callback_group.beginning_execution(waitable):
+                    self._taking.add(waitable)
                     return waitable
             if condition():
                 raise ConditionReachedException
@@ -196,26 +222,48 @@ class Executor:
 
     def _collect_ready(self, timeout_ns: int | None) -> None:
         """Wait for conditions, timers, tasks or a wake-up, and queue all that is ready, each once."""
-        by_condition: dict[int, Waitable] = {}
-        timed: list[Waitable] = []
-        with self._lock:
-            waitables = [one for node in self._nodes for one in node._waitables()]
-        for waitable in waitables:
-            if waitable._being_taken or not waitable.callback_group.can_execute(waitable):
-                continue
-            for condition in waitable.conditions():
-                by_condition[condition] = waitable
-            due = waitable.due_in_ns()
-            if due is not None:
-                timed.append(waitable)
-                timeout_ns = due if timeout_ns is None else min(timeout_ns, due)
-        self._waitset.attach_exactly({*by_condition, self._guard.entity})
-        wait_ns = SIGNAL_CHECK_NS if timeout_ns is None else min(max(timeout_ns, 0), SIGNAL_CHECK_NS)
-        set_conditions = self._waitset.wait(wait_ns)
+        if self._changed:
+            self._list_sources()
+        sources = self._sources
+        if self._taking or not all(group.can_execute(None) for group in self._by_group):
+            sources = self._free_sources()
+        begin_ns, wait_ns = time.monotonic_ns(), SIGNAL_CHECK_NS
+        timed = []
+        for waitable in sources.timed:
+            due_ns = waitable.due_in_ns()
+            if due_ns is not None:
+                timed.append((due_ns, waitable))
+                wait_ns = min(wait_ns, due_ns)
+        if timeout_ns is not None:
+            wait_ns = min(wait_ns, timeout_ns)
+        self._waitset.attach_exactly(sources.by_condition, self._guard.entity)
+        set_conditions = self._waitset.wait(max(wait_ns, 0))
         if self._guard.entity in set_conditions:
             self._guard.clear()
-        self._ready.extend(one for one in timed if (one.due_in_ns() or 0) <= 0)
+        passed_ns = time.monotonic_ns() - begin_ns
+        self._ready.extend(one for due_ns, one in timed if due_ns <= passed_ns and (one.due_in_ns() or 0) <= 0)
+        by_condition = sources.by_condition
         self._ready.extend(dict.fromkeys(by_condition[one] for one in set_conditions if one in by_condition))
+
+    def _list_sources(self) -> None:
+        """Take over what the nodes have now."""
+        with self._lock:
+            self._changed = False
+            waitables = [one for node in self._nodes for one in node._waitables()]
+        self._sources, self._by_group = _Sources(), {}
+        for waitable in waitables:
+            self._sources.add(waitable)
+            self._by_group.setdefault(waitable.callback_group, []).append(waitable)
+
+    def _free_sources(self) -> _Sources:
+        """Those that are not being taken and whose callback group may run something."""
+        free = _Sources()
+        for group, waitables in self._by_group.items():
+            if group.can_execute(None):
+                for waitable in waitables:
+                    if waitable not in self._taking:
+                        free.add(waitable)
+        return free
 
     def _take(self, waitable: Waitable) -> Work | None:
         """Take the data in the thread that will run the callback."""
@@ -226,7 +274,7 @@ class Executor:
                 raise
             return None
         finally:
-            waitable._being_taken = False
+            self._taking.discard(waitable)
 
     def _perform(self, job: Task | Waitable) -> None:
         """Run a job to its end, or to its first await.
@@ -250,10 +298,10 @@ class Executor:
             self.wake()
             result = work() if work is not None else None
         finally:
-            if not inspect.iscoroutine(result):
+            if not isinstance(result, CoroutineType):
                 group.ending_execution(job)
                 self.wake()
-        if inspect.iscoroutine(result):
+        if isinstance(result, CoroutineType):
             self.create_task(_in_group(result, job))
 
 

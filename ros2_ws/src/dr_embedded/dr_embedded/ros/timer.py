@@ -16,6 +16,8 @@ SIMULATED_CHECK_NS = 50_000_000
 class Timer(Waitable):
     """Made by Node.create_timer."""
 
+    timed = True
+
     def __init__(
         self,
         callback: Callable[[], Any] | None,
