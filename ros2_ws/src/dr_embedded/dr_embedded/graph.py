@@ -6,7 +6,7 @@ Nothing listens in the background: questions read what has arrived so far.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from cyclonedds.builtin import (
     BuiltinTopicDcpsSubscription,
 )
 from cyclonedds.builtin_types import cqos_to_qos
-from cyclonedds.core import InstanceState, ReadCondition, SampleState, ViewState
+from cyclonedds.core import InstanceState
 from cyclonedds.qos import Policy, Qos
 
 from dr_embedded import cyclone
@@ -28,7 +28,7 @@ from dr_embedded.wire import Participant
 TOPIC = "ros_discovery_info"
 INFO_TYPE = "rmw_dds_common/msg/ParticipantEntitiesInfo"
 INFINITE_NS = 2**63 - 1
-MANY = 10_000
+AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -67,37 +67,39 @@ class _Discovered:
 
 
 class _Discovery:
-    """Reads one of DDS's own topics: GIDs of participants, or endpoints.
+    """Follows one of DDS's own topics: GIDs of participants, or endpoints.
 
-    QoS objects are made once for each endpoint and change of it, since that takes a fifth of a millisecond.
+    Each sample is taken once, and QoS objects are made once for each, since that takes a fifth of a millisecond.
     """
 
     def __init__(self, participant: Participant, topic: Any) -> None:
         self._reader = BuiltinDataReader(participant.dds, topic)
-        self._condition = ReadCondition(self._reader, ViewState.Any | SampleState.Any | InstanceState.Alive)
         # What the wheel calls for each sample, while the C structure of its QoS lives.
         self._reader._cqos_conv = lambda qos: qos
-        constructor: Any = self._gid if topic is BuiltinTopicDcpsParticipant else self._endpoint
+        constructor: Any = self._participant if topic is BuiltinTopicDcpsParticipant else self._endpoint
         self._reader._constructor = constructor
-        self._known: dict[bytes, _Discovered] = {}
+        self._alive: dict[bytes, _Discovered | None] = {}
 
-    def read(self) -> list[Any]:
-        """All that are alive."""
-        found: list[Any] = list(self._reader.read(N=MANY, condition=self._condition))
-        self._known = {one.gid: one for one in found if isinstance(one, _Discovered)}
-        return found
+    def alive(self) -> dict[bytes, Any]:
+        """All that are alive, by GID."""
+        while len(self._reader.take(N=AT_ONCE)) == AT_ONCE:
+            pass
+        return self._alive
 
-    @staticmethod
-    def _gid(gid: bytes, qos: Any, info: Any) -> bytes:
-        return bytes(gid)
+    def _participant(self, gid: bytes, qos: Any, info: Any) -> bool:
+        return self._note(bytes(gid), info, lambda: None)
 
     def _endpoint(
         self, gid: bytes, participant: bytes, handle: int, topic: str, kind: str, qos: Any, info: Any, type_id: Any
-    ) -> _Discovered:
-        known = self._known.get(bytes(gid))
-        if known is not None and info.sample_state == SampleState.Read:
-            return known
-        return _Discovered(bytes(gid), topic, kind, cqos_to_qos(qos))
+    ) -> bool:
+        return self._note(bytes(gid), info, lambda: _Discovered(bytes(gid), topic, kind, cqos_to_qos(qos)))
+
+    def _note(self, gid: bytes, info: Any, make: Callable[[], _Discovered | None]) -> bool:
+        if info.instance_state != InstanceState.Alive:
+            self._alive.pop(gid, None)
+        elif info.valid_data:
+            self._alive[gid] = make()
+        return True
 
 
 class Graph:
@@ -119,7 +121,7 @@ class Graph:
         self._writer = participant.writer(TOPIC, INFO_TYPE, Qos(*common, last, service, lifecycle))
         self._reader = participant.reader(TOPIC, INFO_TYPE, Qos(*common, Policy.History.KeepAll))
         self._sertype = cyclone.sertype_of(self._writer)
-        self._discoveries: dict[str, _Discovery] = {}
+        self._discoveries: dict[int, _Discovery] = {}
 
     def change(
         self,
@@ -160,18 +162,24 @@ class Graph:
         ]
         cyclone.write(self._writer, self._sertype, serialize(info))
 
-    def _discovered(self, topic: Any) -> list[Any]:
-        key = str(topic._ref)
+    def _discovered(self, topic: Any) -> dict[bytes, Any]:
+        key = topic._ref
         if key not in self._discoveries:
             self._discoveries[key] = _Discovery(self._participant, topic)
-        return self._discoveries[key].read()
+        return self._discoveries[key].alive()
+
+    def count(self, topic: str, *, writers: bool) -> int:
+        """How many writers, or readers, a topic has."""
+        with self._lock:
+            found = self._discovered(BuiltinTopicDcpsPublication if writers else BuiltinTopicDcpsSubscription)
+            return sum(one.topic == topic for one in found.values())
 
     def _alive_infos(self) -> list[Any]:
         with self._lock:
             while (sample := cyclone.take(self._reader)) is not None:
                 info: Any = deserialize(sample[0], message_class(INFO_TYPE))
                 self._infos[info.gid.data.tobytes()] = info
-            alive = set(self._discovered(BuiltinTopicDcpsParticipant))
+            alive = self._discovered(BuiltinTopicDcpsParticipant)
             # Humble sends 24 bytes, of which the first 16 are the GUID; they arrive as 16 here or not at all.
             self._infos = {gid: info for gid, info in self._infos.items() if gid in alive}
             return list(self._infos.values())
@@ -192,6 +200,7 @@ class Graph:
                 for gid in node.writer_gid_seq if writers else node.reader_gid_seq:
                     owners[gid.data.tobytes()] = (node.node_name, node.node_namespace)
         with self._lock:
-            found = self._discovered(BuiltinTopicDcpsPublication if writers else BuiltinTopicDcpsSubscription)
+            kind = BuiltinTopicDcpsPublication if writers else BuiltinTopicDcpsSubscription
+            found = list(self._discovered(kind).values())
         for one in found:
             yield Endpoint(one.gid, one.topic, one.type_name, one.qos, owners.get(one.gid, UNKNOWN_NODE))

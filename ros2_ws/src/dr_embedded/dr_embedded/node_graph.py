@@ -87,19 +87,20 @@ class NodeGraph:
     def get_client_names_and_types_by_node(self, node_name: str, node_namespace: str) -> NamesAndTypes:
         return _group(_service(one, "rr/") for one in self._of_node(node_name, node_namespace, writers=False))
 
+    def _in_dds(self, topic_name: str) -> str:
+        full = expand_topic_name(topic_name, self.get_name(), self.get_namespace())  # type: ignore[attr-defined]
+        validate_full_topic_name(full)
+        return topic_in_dds(self._remapped(full))  # type: ignore[attr-defined]
+
     def _on_topic(self, topic_name: str, no_mangle: bool, *, writers: bool) -> list[Endpoint]:
-        name = topic_name
-        if not no_mangle:
-            full = expand_topic_name(topic_name, self.get_name(), self.get_namespace())  # type: ignore[attr-defined]
-            validate_full_topic_name(full)
-            name = topic_in_dds(self._remapped(full))  # type: ignore[attr-defined]
+        name = topic_name if no_mangle else self._in_dds(topic_name)
         return [one for one in self._endpoints(writers=writers) if one.topic == name]
 
     def count_publishers(self, topic_name: str) -> int:
-        return len(self._on_topic(topic_name, False, writers=True))
+        return int(self._session.graph.count(self._in_dds(topic_name), writers=True))
 
     def count_subscribers(self, topic_name: str) -> int:
-        return len(self._on_topic(topic_name, False, writers=False))
+        return int(self._session.graph.count(self._in_dds(topic_name), writers=False))
 
     def get_publishers_info_by_topic(self, topic_name: str, no_mangle: bool = False) -> list[TopicEndpointInfo]:
         kind = TopicEndpointTypeEnum.PUBLISHER
