@@ -68,6 +68,7 @@ def agent(name, end, *parameters, **options):
 def generate_launch_description():
     robot, seed, task = {"robot_file": value("robot_file")}, {"seed": value("seed", int)}, {"task": value("task")}
     rig = {"rig_file": value("rig_file")}
+    still = {"stop_limit": ParameterValue(in_sim("0", "5"), value_type=int)}  # simulated pictures have no noise
     folder = ParameterValue([LaunchConfiguration("out"), ".episodes"], value_type=str)
     plan = {"agents": AGENTS, "episodes": value("episodes", int), "episode_s": value("episode_s", float)}
     plan |= {name: value(name) for name in ("out", "mode", "operator")} | {"needs_reward": PythonExpression(SCORED)}
@@ -78,11 +79,11 @@ def generate_launch_description():
     nodes = [
         node("sim_robot", robot, seed, simulated, condition=["'", SIM, "' == 'true'"]),
         node("arm_bridge", robot, {"use_deadman": BY_HAND}, condition=["'", MODE, "' != 'dry-run'"]),
-        agent(FIRST, "", robot, rig, seed),
-        agent("agent_b", "_b", robot, rig, seed, condition=["'", POLICY_B, "' != ''"]),
+        agent(FIRST, "", robot, rig, seed, still),
+        agent("agent_b", "_b", robot, rig, seed, still, condition=["'", POLICY_B, "' != ''"]),
         node("teleop", robot, {"source": TELEOP}, condition=BY_HAND, prefix=LaunchConfiguration("terminal")),
         node("recorder", rig, {"directory": folder, "optional_topics": TOPICS.split()}),
-        node("reward", task, rig, {"model": value("model"), "crop": value("crop")}, condition=SCORED),
+        node("reward", task, rig, still, {"model": value("model"), "crop": value("crop")}, condition=SCORED),
         node("evaluator", robot, seed, task, plan, emulate_tty=True, on_exit=Shutdown()),
     ]
     return LaunchDescription([*ARGUMENTS, *nodes])

@@ -45,6 +45,7 @@ def node(name, *parameters, **options):
 
 def generate_launch_description():
     robot, seed = {"robot_file": value("robot_file")}, {"seed": value("seed", int)}
+    still = {"stop_limit": 0}  # pictures of an arm at rest are all the same here
     size = {"width": value("width", int), "height": value("height", int)}
     rig = {"rig_file": value("rig_file")}
     acting = {"policy": value("policy"), "disturbance": value("disturbance", float)}
@@ -55,8 +56,8 @@ def generate_launch_description():
             *ARGUMENTS,
             node("sim_robot", robot, seed, size),
             node("arm_bridge", robot),
-            node("agent", robot, seed, acting, rig),
-            node("reward", reward, rig, condition=given("model")),
+            node("agent", robot, seed, acting, rig, still),
+            node("reward", reward, rig, still, condition=given("model")),
             node("recorder", recording, rig, condition=given("directory")),
         ]
     )

@@ -64,6 +64,25 @@ class Verdict(NamedTuple):
     cause: str
 
 
+class Repeats:
+    """Counts identical pictures in a row: a camera that is stuck sends the same one with new stamps."""
+
+    def __init__(self) -> None:
+        self._last: NDArray[np.uint8] | None = None
+        self._count = 0
+
+    def count(self, picture: NDArray[np.uint8]) -> int:
+        """How many pictures in a row are like this one, itself included; it is kept, not copied."""
+        same = self._last is not None and np.array_equal(picture, self._last)
+        self._last = picture
+        self._count = self._count + 1 if same else 1
+        return self._count
+
+    def clear(self) -> None:
+        """The next picture is the first."""
+        self._last, self._count = None, 0
+
+
 class FrameGate:
     """Judges the frames of one camera in the order of their arrival; ``counts`` tells how many had which fault."""
 
@@ -74,8 +93,9 @@ class FrameGate:
         self._last_ns = 0
         self._last_now_ns = 0
         self._clock_went_back = False
-        self._last_frame: NDArray[np.uint8] | None = None
-        self._repeats = 0
+        self._repeats = Repeats()
+        self.repeated = 0
+        """Pictures in a row that are like the newest, itself included."""
         self._intervals_ns: deque[int] = deque(maxlen=RATE_FRAMES)
         self._usual_hz = rules.rate_hz
 
@@ -151,12 +171,10 @@ class FrameGate:
             self._usual_hz = self.rate_hz
 
     def _fault_of(self, frame: NDArray[np.uint8]) -> str:
-        same = self._last_frame is not None and np.array_equal(frame, self._last_frame)
-        self._last_frame = frame
-        self._repeats = self._repeats + 1 if same else 1
-        if 0 < self.rules.repeat_limit <= self._repeats:
+        self.repeated = self._repeats.count(frame)
+        if 0 < self.rules.repeat_limit <= self.repeated:
             self.counts["repeated"] += 1
-            return f"the same picture {self._repeats} times in a row"
+            return f"the same picture {self.repeated} times in a row"
         pixels = frame[::PIXEL_STRIDE, ::PIXEL_STRIDE]
         for name, extreme in (
             ("black", pixels.max(axis=2) <= DARK_LEVEL),

@@ -97,6 +97,7 @@ class LiveReward:
         self._stream, self._rule, self._ood_limit = stream, rule, ood_limit
         self._spacing = Spacing(spacing_ns)
         self._alpha, self._success_weight = exploration_alpha, success_weight
+        self._not_numbers = 0
         self._novelty: RandomNetworkDistillation | None = None
         if exploration_alpha:
             from dr_core.rewards.rnd import RandomNetworkDistillation
@@ -107,6 +108,18 @@ class LiveReward:
     def counts(self) -> Counter[str]:
         """Frames by fault."""
         return self.gate.counts
+
+    def stop_cause(self, limit: int) -> str:
+        """Why the arm must not go on, in words: the camera is stuck, or the model gives no numbers; empty if it may.
+
+        Args:
+            limit: as many identical pictures, or scores without a number, in a row; 0: any number of them.
+        """
+        if 0 < limit <= self.gate.repeated:
+            return f"the camera sends the same picture, {limit} times or more"
+        if 0 < limit <= self._not_numbers:
+            return f"the reward is not a number, {limit} times or more"
+        return ""
 
     def push(self, frame: NDArray[np.uint8], stamp_ns: int, now_ns: int) -> Judged:
         """Score one frame (H, W, 3) RGB.
@@ -150,6 +163,7 @@ class LiveReward:
         assert reward is not None, "the gate lets only increasing stamps pass"
         terms = combine(reward.value, novelty, self.success, alpha=self._alpha, success_weight=self._success_weight)
         value, finite = float(terms.total), math.isfinite(terms.total)
+        self._not_numbers = 0 if finite else self._not_numbers + 1
         if not finite:
             causes.append("the reward is not a number")
             self.counts["not_a_number"] += 1

@@ -1,4 +1,4 @@
-"""What the gate's node watches besides: topics that must not fall silent, and a clock that may jump."""
+"""What the gate's node watches besides: topics that must not fall silent, stops asked for, a clock that may jump."""
 
 from __future__ import annotations
 
@@ -38,6 +38,36 @@ class Heartbeats:
                     f"nothing heard of {beat.topic} for {beat.timeout_s:g} s"
                 )
         return tuple(holds), tuple(faults)
+
+
+class StopRequests:
+    """Stops that other nodes ask for, each for as long as it is repeated, and a moment more.
+
+    Args:
+        present_s: after its last repetition.
+    """
+
+    MOST = 16
+    """Different causes that are kept; more of them say nothing more."""
+
+    def __init__(self, present_s: float) -> None:
+        self._present_ns = round(present_s * 1e9)
+        self._heard_ns: dict[str, int] = {}
+
+    def hear(self, cause: str, now_ns: int) -> None:
+        """A node asks for a stop; only the first 200 characters of its words are kept."""
+        cause = " ".join(cause[:200].split()) or "a node asks for a stop"
+        if cause in self._heard_ns or len(self.present(now_ns)) < self.MOST:
+            self._heard_ns[cause] = now_ns
+
+    def present(self, now_ns: int) -> tuple[str, ...]:
+        """The causes of stops that are asked for now."""
+        if not self._heard_ns:
+            return ()
+        self._heard_ns = {
+            cause: heard_ns for cause, heard_ns in self._heard_ns.items() if now_ns - heard_ns <= self._present_ns
+        }
+        return tuple(self._heard_ns)
 
 
 class ClockWatch:

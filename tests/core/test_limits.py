@@ -11,7 +11,7 @@ import pytest
 from dr_core.config import dump_yaml, load_yaml, to_mapping
 from dr_core.errors import ConfigError
 from dr_core.safety.limits import Robot, load_robot
-from dr_core.safety.watch import ClockWatch, Heartbeats
+from dr_core.safety.watch import ClockWatch, Heartbeats, StopRequests
 
 SIM_PANDA = Path(__file__).resolve().parents[2] / "config" / "robots" / "sim_panda.yaml"
 
@@ -200,6 +200,22 @@ def test_wrong_heartbeats(tmp_path: Path, wrong: dict[str, object]) -> None:
     dump_yaml(tmp_path / "robot.yaml", {**load_yaml(SIM_PANDA), "heartbeats": [beat]})
     with pytest.raises(ConfigError, match="heartbeats"):
         load_robot(tmp_path / "robot.yaml")
+
+
+def test_stop_requests() -> None:
+    second = 10**9
+    requests = StopRequests(1.0)
+    assert requests.present(100 * second) == ()
+    requests.hear("reward: the camera\nis stuck", 100 * second)
+    requests.hear("", 100 * second + second // 2)
+    assert requests.present(101 * second) == ("reward: the camera is stuck", "a node asks for a stop")
+    requests.hear("reward: the camera\nis stuck", 101 * second)
+    assert requests.present(102 * second) == ("reward: the camera is stuck",), "the other was not asked for again"
+    assert requests.present(102 * second + 1) == ()
+    for number in range(1000):
+        requests.hear(f"{number}" * 1000, 200 * second)
+    kept = requests.present(200 * second)
+    assert len(kept) == StopRequests.MOST and max(map(len, kept)) <= 200, "whoever floods it takes no memory"
 
 
 def test_a_clock_that_jumps() -> None:

@@ -61,7 +61,6 @@ def _row(number: int, fault: str, expected: str, *tests: str, **more: Any) -> Ro
     return Row(number, fault, expected, tests, **more)
 
 
-STUCK = "The gate does not listen to rewards: the number is marked, the arm is not stopped."
 ROWS = (
     _row(1, "camera stops", "the agent stops acting; HOLD ≤ 2T, STOP ≤ 0.5 s",
          f"{WIRE}::test_an_observation_that_stops_ends_the_agents_actions_then_holds_then_stops",
@@ -69,8 +68,11 @@ ROWS = (
          timings=(Timing("HOLD", 0.2), Timing("STOP", 0.5))),
     _row(2, "frame rate halves", "WARN; rewards invalid once the model's frame spacing is not met",
          f"{REWARD}::test_a_slower_camera_is_told_and_too_slow_a_one_is_not_rewarded"),
-    _row(3, "same picture, new stamps", "rewards invalid from the 5th on (`repeat_limit`)",
-         f"{REWARD}::test_a_stuck_camera_is_not_rewarded", differs=STUCK),
+    _row(3, "same picture, new stamps",
+         "rewards invalid from the 5th on (`repeat_limit`), STOP with the 5th (`stop_limit`), by reward and agent",
+         f"{REWARD}::test_a_stuck_camera_is_not_rewarded", f"{WIRE}::test_what_the_reward_sees_stops_the_arm",
+         f"{WIRE}::test_a_stuck_camera_stops_the_arm_without_a_reward_too",
+         differs="Off for simulated cameras, which have no noise."),
     _row(4, "late or double stamps", "dropped and counted; the history stays as it was",
          f"{REWARD}::test_late_double_and_future_frames_are_dropped_and_counted"),
     _row(5, "stamp zero", "refused", f"{REWARD}::test_a_camera_set_up_wrongly_is_refused"),
@@ -114,8 +116,8 @@ ROWS = (
          f"{CHECKPOINT}::test_weights_must_fit_exactly"),
     _row(22, "codec, video model and statistics of different models", "refused",
          f"{MODEL}::test_parts_that_do_not_belong_together_are_refused_in_one_line"),
-    _row(23, "reward is not a number", "invalid, `value` is NaN, counted",
-         f"{REWARD}::test_not_a_number_is_never_a_valid_reward", differs=STUCK),
+    _row(23, "reward is not a number", "invalid, `value` is NaN, counted; STOP with the 5th in a row (`stop_limit`)",
+         f"{REWARD}::test_not_a_number_is_never_a_valid_reward", f"{WIRE}::test_what_the_reward_sees_stops_the_arm"),
     _row(24, "reward late", "counted; control goes on; the recording gives the rewards afterwards",
          f"{WIRE}::test_a_reward_node_that_hangs_does_not_disturb_control"),
     _row(25, "out of memory", "a smaller batch once, then invalid rewards; control goes on",
@@ -315,9 +317,9 @@ def _untrusted(kinds: dict[str, Any]) -> list[str]:
     faults = [f"- {kind}: {fault}" for kind, one in kinds.items() for fault in one["faults"]]
     return [
         "\n## Campaign `untrusted`\n",
-        "Damaged, hostile and generated inputs, read in processes that may take 1 GiB more than they begin with and 5 s",
-        "for an input. Each is read or refused with an error that its caller expects; anything else, also a file",
-        "written elsewhere or a program started, is a fault. *Grown* is what was added to a reader after a whole sample.",
+        "Damaged, hostile and generated inputs, read in processes that may take 1 GiB beyond what they begin with and 5 s",
+        "for each input. An input is read or refused with an error that its caller expects; anything else, a file written",
+        "elsewhere or a program started too, is a fault. *Grown*: what a reader took more than for a whole sample.",
         f"{total} inputs, {sum(one['fault'] for one in kinds.values())} faults.\n",
         f"| {' | '.join(heads)} |",
         f"|---|{'---:|' * len(UNTRUSTED)}",

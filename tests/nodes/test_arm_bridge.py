@@ -349,6 +349,34 @@ def test_a_silent_robot_stops(robot: PlayedRobot) -> None:
     assert robot.causes == ("the robot's state is older than 3 s",)
 
 
+def test_a_node_asks_for_a_stop(bridge: NodeProcess, robot: PlayedRobot, reset: Any, make_node: Any) -> None:
+    from std_msgs.msg import String
+
+    asking = make_node("asking", namespace=NAMESPACE).create_publisher(String, "stop_request", 10)
+    robot.send(FORWARD)
+    robot.wait_for(ACTIVE)
+    wait(lambda: asking.get_subscription_count() == 1)
+    asking.publish(String(data="reward: the camera is stuck"))
+    stopped_s = robot.wait_for(STOPPED)
+    assert robot.causes == ("reward: the camera is stuck",)
+    assert "camera is stuck" in reset(bridge).message, "it was asked for a moment ago"
+    wait(lambda: reset(bridge).success, 10.0)
+    assert robot.wait_for(ACTIVE) > stopped_s + 0.9
+
+
+def test_the_gate_has_real_time_priority_or_says_why_not(
+    bridge: NodeProcess, robot: PlayedRobot, diagnostics: Any, node: Any, spin_until: Any
+) -> None:
+    status = lambda: diagnostics.get(f"{NAMESPACE}/arm_bridge: priority")  # noqa: E731
+    assert spin_until(status, node, timeout_s=TIMEOUT_S)
+    tasks = [int(path.name) for path in Path(f"/proc/{bridge.process.pid}/task").iterdir()]
+    first_in_first_out = {os.sched_getscheduler(task) == os.SCHED_FIFO for task in tasks}
+    if status().level == b"\x00":
+        assert first_in_first_out == {True} and len(tasks) > 1, "the threads of DDS too"
+    else:
+        assert "no real-time priority" in status().message and first_in_first_out == {False}
+
+
 def test_a_killed_agent_stops_the_arm(
     bridge: NodeProcess, robot: PlayedRobot, start_node: Any, robot_file: str
 ) -> None:

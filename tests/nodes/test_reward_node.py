@@ -22,7 +22,7 @@ from dr_interfaces.msg import RewardStamped
 from numpy.typing import NDArray
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, String
 
 from dr_core.checkpoint import load_checkpoint, save_checkpoint
 from dr_core.config import build
@@ -82,6 +82,9 @@ class Camera:
         self.publisher = node.create_publisher(kind, process.topic(topic), RELIABLE)
         self.rewards: list[Any] = []
         node.create_subscription(RewardStamped, process.topic("reward"), self.rewards.append, RELIABLE)
+        self.stop_requests: list[str] = []
+        stops = lambda message: self.stop_requests.append(message.data)  # noqa: E731
+        node.create_subscription(String, process.topic("stop_request"), stops, RELIABLE)
         # Far from the stamps of any other test, so that the history begins anew.
         self.start_ns = time.time_ns() - 3600 * 10**9
 
@@ -93,6 +96,7 @@ class Camera:
         self.spin(
             lambda: self.publisher.get_subscription_count() == 1 and self.node.count_publishers(topic) == 1, "no peer"
         )
+        self.spin(lambda: self.node.count_publishers(self.process.topic("stop_request")) == 1, "no peer")
         self.spin(lambda: self.status("state") == "active", "not active")
 
     def status(self, aspect: str) -> str:
@@ -242,7 +246,10 @@ def test_a_stuck_camera_is_not_rewarded(camera: Camera) -> None:
     rewards = camera.show([*frames, *frames[3:].repeat(6, 0)])
     assert [one.valid for one in rewards] == [False, *[True] * 6, *[False] * 3]
     camera.spin(lambda: "same picture" in camera.status("frames"), "not said")
+    camera.spin(lambda: len(camera.stop_requests) == 3, "the gate is asked to stop with each picture from the 5th on")
+    assert set(camera.stop_requests) == {"reward: the camera sends the same picture, 5 times or more"}
     assert camera.show(clip(501, 1), first=10)[0].valid
+    assert len(camera.stop_requests) == 3
 
 
 @pytest.mark.parametrize(("level", "word"), [(3, "black"), (252, "over-exposed")])
@@ -415,7 +422,13 @@ def load(
 
     kinds = {str: (4, "string_value"), float: (3, "double_value"), int: (2, "integer_value")}
     common = {"task": "push", "image_reliability": "reliable", "image_depth": 100, "ood_limit": 0.0}
-    common |= {"camera_rate_hz": 0.0, "frame_rate_hz": -1.0, "exploration_alpha": 0.0, "success_topic": ""}
+    common |= {
+        "camera_rate_hz": 0.0,
+        "frame_rate_hz": -1.0,
+        "exploration_alpha": 0.0,
+        "success_topic": "",
+        "stop_limit": 5,
+    }
 
     def give(path: Path, **settings: Any) -> Camera:
         for state, step in (("active", "deactivate"), ("inactive", "cleanup")):
@@ -588,9 +601,11 @@ def test_not_a_number_is_never_a_valid_reward(run_model: Any, model_path: Path, 
     huge = {
         name: value * 1e30 for name, value in weights.items() if name.startswith("video.") and value.is_floating_point()
     }
-    camera = run_model(rewritten(model_path, tmp_path / "huge", tensors=huge))
+    camera = run_model(rewritten(model_path, tmp_path / "huge", tensors=huge), stop_limit=2)
     rewards = camera.show(clip(length=3))
     assert all(math.isnan(one.value) and not one.valid for one in rewards)
+    camera.spin(lambda: len(camera.stop_requests) == 2, "the gate is asked to stop with the 2nd and the 3rd")
+    assert set(camera.stop_requests) == {"reward: the reward is not a number, 2 times or more"}
     camera.spin(lambda: "the reward is not a number" in camera.status("frames"), camera.status("frames"))
     camera.spin(lambda: camera.count("frames_not_a_number") == 3, "not counted")
 

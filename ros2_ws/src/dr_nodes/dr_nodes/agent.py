@@ -17,16 +17,27 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from numpy.typing import NDArray
 from sensor_msgs.msg import Image
-from std_msgs.msg import Float64, Float64MultiArray
+from std_msgs.msg import Float64, Float64MultiArray, String
 
 from dr_core.agent.pushing import Disturbance, push_action
 from dr_core.agent.route import Traveller, load_route
 from dr_core.data.images import DamagedImage
 from dr_core.errors import ConfigError, UserError
-from dr_core.robot.frames import FUTURE_LIMIT_NS
+from dr_core.robot.frames import FUTURE_LIMIT_NS, Repeats
 from dr_core.safety.limits import load_robot
 from dr_nodes import convert
-from dr_nodes.common import IMAGE_QOS, OK, WARN, ManagedNode, Param, image_qos, needed, refuse_second_publisher, run
+from dr_nodes.common import (
+    IMAGE_QOS,
+    OK,
+    STOP_LIMIT,
+    WARN,
+    ManagedNode,
+    Param,
+    image_qos,
+    needed,
+    refuse_second_publisher,
+    run,
+)
 from dr_nodes.messages import action_to_motion, labelled_action, values_to_twist
 from dr_nodes.rig_watch import time_offset_ns
 
@@ -47,6 +58,7 @@ PARAMETERS = (
     Param("max_age_s", 0.15, "no action on an older observation", 0.001, 10.0),
     Param("max_skew_s", 0.03, "parts of one observation are no further apart", 0.0, 1.0),
     Param("rig_file", "", "calibration of the camera: its time offset puts pictures on the robot's clock; empty: none"),
+    STOP_LIMIT,
     *IMAGE_QOS,
 )
 
@@ -70,7 +82,9 @@ class Agent(ManagedNode):
         self.actions = self.create_lifecycle_publisher(Float64MultiArray, "action", 1)
         self.twists = self.create_lifecycle_publisher(TwistStamped, "desired_twist", 1)
         self.gripper = self.create_lifecycle_publisher(Float64, "desired_gripper", 1)
-        self.outputs = [self.actions, self.twists, self.gripper]
+        self.stops = self.create_lifecycle_publisher(String, "stop_request", 10)
+        self.outputs = [self.actions, self.twists, self.gripper, self.stops]
+        self.repeats = Repeats()
         poses = {"tool": self.robot.topics.tool_pose, "object": "object_pose", "goal": "goal_pose"}
         self.inputs = [
             self.create_subscription(PoseStamped, poses[part], partial(self.on_part, part), 1)
@@ -134,6 +148,7 @@ class Agent(ManagedNode):
     def activate(self) -> None:
         self.forget()
         self.newest.clear()
+        self.repeats.clear()
         self.due = False
         self.beat = self.create_timer(1.0 / self.rate_hz, self.tick)
 
@@ -169,6 +184,7 @@ class Agent(ManagedNode):
         try:
             if "image" in self.needs:
                 refuse_second_publisher(self, self.image_topic)
+                self.watch_camera(self.newest["image"][1])
             action = self.policy(*(self.newest[part][1] for part in self.needs))
         except DamagedImage as damaged:
             self.diagnostics.set("observation", WARN, f"dropped: {damaged}")
@@ -178,6 +194,12 @@ class Agent(ManagedNode):
             return
         self.diagnostics.set("observation", OK, "fresh")
         self.publish(np.clip(action, -1.0, 1.0), stamp_ns)
+
+    def watch_camera(self, image: Any) -> None:
+        """Ask for a stop when the camera is stuck: the same bytes, each time with a new stamp."""
+        count, limit = self.repeats.count(np.frombuffer(image.data, np.uint8)), self.value("stop_limit")
+        if 0 < limit <= count:
+            self.stops.publish(String(data=f"agent: the camera sends the same picture, {limit} times or more"))
 
     def observation_stamp(self) -> tuple[int, str]:
         """The stamp of the newest whole observation, that of its oldest part; or why there is none."""

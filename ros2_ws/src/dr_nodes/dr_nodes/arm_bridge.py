@@ -8,6 +8,7 @@ The process stays small: neither torch nor OpenCV nor a simulator is imported he
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from functools import partial
@@ -19,12 +20,12 @@ from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosidl_runtime_py.utilities import get_message
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, Float64
+from std_msgs.msg import Bool, Float64, String
 
 from dr_core.errors import ConfigError, UserError
 from dr_core.safety.gate import Command, GateOutput, GateState, GripperGate, Interlocks, Kind, RobotState, SafetyGate
 from dr_core.safety.limits import Heartbeat, load_robot
-from dr_core.safety.watch import ClockWatch, Heartbeats
+from dr_core.safety.watch import ClockWatch, Heartbeats, StopRequests
 from dr_nodes import convert
 from dr_nodes.common import ERROR, OK, WARN, ManagedNode, Param, command_qos, run
 from dr_nodes.messages import COMMANDS, gate_state, robot_command, twist_to_values
@@ -42,14 +43,17 @@ PARAMETERS = (
     Param("use_deadman", False, "move only while the topic deadman (std_msgs/Bool) says true"),
 )
 CHECK_PERIOD_S = 0.2  # of the graph, and between repeated GateState messages
+REQUEST_S = 1.0  # a node that asks for a stop asks again while its cause is there
+PRIORITY = 50  # of SCHED_FIFO: before everything that has no deadline, behind the threads of the kernel
 
 
 class ArmBridge(ManagedNode):
     """Collects what the gate wants to know, asks it, sends what it allows."""
 
-    def __init__(self) -> None:
+    def __init__(self, unprivileged: str = "") -> None:
         super().__init__("arm_bridge", PARAMETERS)
         self.gate: Any = None
+        self.diagnostics.set("priority", WARN if unprivileged else OK, unprivileged or "real-time")
 
     def configure(self) -> None:
         self.robot = load_robot(self.value("robot_file"))
@@ -64,6 +68,7 @@ class ArmBridge(ManagedNode):
         self.tool: tuple[int, Any] | None = None
         self.estop = self.protective_stop = False
         self.heartbeats, self.clock_watch = Heartbeats(self.robot.heartbeats), ClockWatch()
+        self.requests = StopRequests(REQUEST_S)
         self.jumped: tuple[str, ...] = ()
         self.held_ns: int | None = None
         self.faults: tuple[str, ...] = ()
@@ -91,6 +96,7 @@ class ArmBridge(ManagedNode):
                 (Bool, topics.estop, self.on_estop, 10),
                 (Bool, topics.protective_stop, self.on_protective_stop, 10),
                 (Bool, "deadman", self.on_deadman, 1),
+                (String, "stop_request", self.on_stop_request, 10),
             )
         ]
         self.wanted = self.inputs[0]
@@ -167,7 +173,7 @@ class ArmBridge(ManagedNode):
             protective_stop=self.protective_stop,
             deadman_released=self.use_deadman and not held,
             holds=self.jumped + holds,
-            faults=self.faults + faults,
+            faults=self.faults + faults + self.requests.present(now_ns),
         )
 
     def move_gripper(self, now_ns: int) -> None:
@@ -241,6 +247,10 @@ class ArmBridge(ManagedNode):
         self.protective_stop = message.data
         self.step()
 
+    def on_stop_request(self, message: Any) -> None:
+        self.requests.hear(message.data, time.monotonic_ns())
+        self.step()
+
     def on_heartbeat(self, topic: str, message: bytes) -> None:
         self.heartbeats.hear(topic, time.monotonic_ns())
 
@@ -274,8 +284,21 @@ def message_type(beat: Heartbeat) -> Any:
         ) from error
 
 
+def prioritise() -> str:
+    """Run before all processes without a deadline, on a busy machine too; returns why not, empty when it does.
+
+    Threads take the scheduling of the one that starts them: it is called before any of DDS.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
+    except (AttributeError, OSError) as error:
+        return f"no real-time priority ({error}): allow it with 'rtprio {PRIORITY}' in /etc/security/limits.conf"
+    return ""
+
+
 def main() -> int:
-    return run(ArmBridge)
+    unprivileged = prioritise()
+    return run(lambda: ArmBridge(unprivileged))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,16 @@ RIG = (
 )
 
 
+STOP_LIMIT = Param(
+    "stop_limit",
+    5,
+    "identical images, or scores that are no number, in a row at which the gate is asked to stop the arm; 0: never, as "
+    "for a simulated camera, which has no noise",
+    0,
+    1000,
+)
+
+
 def image_qos(node: ManagedNode) -> QoSProfile:
     """The profile that the parameters IMAGE_QOS describe."""
     reliable = node.value("image_reliability") == "reliable"

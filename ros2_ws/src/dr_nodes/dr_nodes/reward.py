@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dr_interfaces.msg import RewardStamped
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, String
 
 from dr_core.data.images import DamagedImage
 from dr_core.errors import UserError
@@ -20,6 +20,7 @@ from dr_nodes.common import (
     IMAGE_QOS,
     OK,
     RIG,
+    STOP_LIMIT,
     WARN,
     ManagedNode,
     Param,
@@ -53,6 +54,7 @@ PARAMETERS = (
     Param("width", 0, "declared width of the images, pixels; 0 takes the first one's", 0, 8192),
     Param("height", 0, "declared height of the images, pixels; 0 takes the first one's", 0, 8192),
     Param("repeat_limit", 5, "identical images in a row that make the reward invalid; 0 allows them", 0, 1000),
+    STOP_LIMIT,
     Param("ood_limit", 2.0, "rewards of images less familiar than this are invalid; 0 allows all", 0.0, 1e6),
     Param("exploration_alpha", 0.0, "share of novelty in the reward, which depends on all before; 0 off", 0.0, 1.0),
     Param("success_topic", "", "std_msgs/Bool that tells when the task is done; empty: none"),
@@ -77,6 +79,7 @@ class RewardNode(ManagedNode):
         self._heard_s = 0.0
         self._alone = True
         self._publisher = self.create_lifecycle_publisher(RewardStamped, "reward", 10)
+        self._stops = self.create_lifecycle_publisher(String, "stop_request", 10)
         self.create_timer(WATCH_PERIOD_S, self._watch)
 
     def configure(self) -> None:
@@ -162,6 +165,9 @@ class RewardNode(ManagedNode):
         except UserError as error:
             self.refuse(error)
             return
+        if stop := self._live.stop_cause(self.value("stop_limit")):
+            self._counts["stop_requests"] += 1
+            self._stops.publish(String(data=f"reward: {stop}"))
         if judged.reward is not None:
             latency_s = (self.now_ns() - stamp_ns) / 1e9
             self._counts["late"] += latency_s > self.value("deadline_s")
