@@ -7,6 +7,7 @@ only. Rows are counted without end and wrap around in the files:
     replay.json     what the files hold
     frames.bin      (rows, H, W, C) uint8
     steps.bin       (rows, action_size + rewards) float32
+    features.bin    (rows, feature_size) float32, of the frames; only where there are any
     episodes.jsonl  a line when the writing of an episode begins, a line when all of it is on the disk
 
 The files have 1/32 more rows than may be drawn from, so that a kill in the middle of an episode that fits there
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 SETTINGS, FRAMES, STEPS, EPISODES = "replay.json", "frames.bin", "steps.bin", "episodes.jsonl"
+FEATURES = "features.bin"
 SPARE = 32
 """One row in this many more than the capacity is kept behind the oldest episode that is drawn from."""
 _PIECE_BYTES = 1 << 20
@@ -45,6 +47,20 @@ _PIECE_BYTES = 1 << 20
 
 class ReplayError(UserError):
     """A replay on disk does not fit what is asked of it, or its disk is full."""
+
+
+class Window(NamedTuple):
+    """The n_step single steps inside of each of B transitions; those behind an episode's end repeat its last one.
+
+    Attributes:
+        features: (B, n, D) float32, of the frame of each step.
+        actions: (B, n, action_size) float32.
+        weights: (B, n) float32: γ^i, 0 behind the end.
+    """
+
+    features: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    weights: NDArray[np.float32]
 
 
 class Batch(NamedTuple):
@@ -56,6 +72,7 @@ class Batch(NamedTuple):
         rewards: by name, (B,) float32: r_0 + γ·r_1 + … + γ^(k-1)·r_(k-1).
         discounts: (B,) float32: γ^k; 0 where ``next_frames`` is terminal.
         next_frames: as ``frames``, k steps later.
+        window: the steps one by one, where the replay has features.
     """
 
     frames: NDArray[np.uint8]
@@ -63,6 +80,7 @@ class Batch(NamedTuple):
     rewards: dict[str, NDArray[np.float32]]
     discounts: NDArray[np.float32]
     next_frames: NDArray[np.uint8]
+    window: Window | None = None
 
 
 _EPISODE = np.dtype(
@@ -99,6 +117,7 @@ class Replay:
         discount: γ, for each step.
         frame_stack: frames that the agent sees at once; before the episode's start its first frame repeats.
         reward_names: the rewards kept of every step, each by itself.
+        feature_size: numbers kept of every frame beside its pixels; 0: none.
 
     Attributes:
         skipped: what opening left out, a sentence for each.
@@ -119,25 +138,30 @@ class Replay:
         discount: float = 0.99,
         frame_stack: int = 1,
         reward_names: Sequence[str],
+        feature_size: int = 0,
     ) -> None:
         if capacity < 2 or min(frame_shape) < 1 or action_size < 1 or n_step < 1 or frame_stack < 1:
             raise ValueError("capacity at least 2; sizes, n_step and frame_stack at least 1")
         if not 0.0 <= discount <= 1.0:
             raise ValueError(f"discount = {discount}: from 0 to 1")
+        if feature_size < 0:
+            raise ValueError(f"feature_size = {feature_size}: at least 0")
         if not reward_names or len(set(reward_names)) != len(reward_names):
             raise ValueError(f"reward_names = {reward_names}: at least one, all different")
         self.directory, self.capacity = directory, capacity
         height, width, channels = frame_shape
         self.frame_shape, self.action_size = (height, width, channels), action_size
         self.n_step, self.discount, self.frame_stack = n_step, discount, frame_stack
-        self.reward_names = tuple(reward_names)
+        self.reward_names, self.feature_size = tuple(reward_names), feature_size
         self.skipped: tuple[str, ...] = ()
         self._slots = capacity + capacity // SPARE
         with ExitStack() as resources:
             resources.enter_context(exclusive(directory))
             settings = self._check_settings()
-            self._files = (_open(directory / FRAMES, resources), _open(directory / STEPS, resources))
-            self._row_bytes = (height * width * channels, 4 * (action_size + len(self.reward_names)))
+            names = (FRAMES, STEPS, FEATURES) if feature_size else (FRAMES, STEPS)
+            self._files = tuple(_open(directory / name, resources) for name in names)
+            row_bytes = (height * width * channels, 4 * (action_size + len(self.reward_names)), 4 * feature_size)
+            self._row_bytes = row_bytes[: len(names)]
             self._read_episodes()
             self._allocate()
             # Last, so that a replay for which there is no room leaves no settings that the next one must have.
@@ -147,6 +171,10 @@ class Replay:
             # Without the memmap class, whose every view costs microseconds.
             self._frames = np.asarray(np.memmap(directory / FRAMES, np.uint8, "r", shape=frames_shape))
             self._steps = np.asarray(np.memmap(directory / STEPS, np.dtype("<f4"), "r", shape=steps_shape))
+            self._features = np.zeros((0, 0), np.float32)
+            if feature_size:
+                features_shape = (self._slots, feature_size)
+                self._features = np.asarray(np.memmap(directory / FEATURES, np.dtype("<f4"), "r", shape=features_shape))
             self._closed, self._resources = False, resources.pop_all()
 
     def __enter__(self) -> Replay:
@@ -158,6 +186,7 @@ class Replay:
     def close(self) -> None:
         """Let another process open it; what was added is on the disk already. Nothing else works afterwards."""
         self._frames, self._steps = np.zeros((0, 0), np.uint8), np.zeros((0, 0), np.float32)
+        self._features = np.zeros((0, 0), np.float32)
         self._hold(_NONE)
         self._closed = True
         self._resources.close()
@@ -182,6 +211,7 @@ class Replay:
         actions: NDArray[np.floating[Any]],
         rewards: Mapping[str, NDArray[np.floating[Any]]],
         terminal: bool,
+        features: NDArray[np.float32] | None = None,
     ) -> None:
         """Add an episode; it is on the disk when this returns.
 
@@ -190,6 +220,7 @@ class Replay:
             actions: (T, action_size): action i leads from frame i to frame i + 1.
             rewards: for each of ``reward_names`` (T,).
             terminal: nothing can follow the last frame; False where only a time limit ended the episode.
+            features: (T + 1, feature_size), where the replay has any.
 
         Raises:
             ReplayError: the episode is longer than the capacity, or the disk is full; the episodes before it stay.
@@ -199,6 +230,9 @@ class Replay:
             raise ValueError("the replay is closed")
         length = len(frames) - 1
         steps = self._checked(frames, actions, rewards)
+        data_of_files = [np.ascontiguousarray(frames).view(np.uint8), steps.view(np.uint8)]
+        if self.feature_size or features is not None:
+            data_of_files.append(self._checked_features(features, length).view(np.uint8))
         if length + 1 > self.capacity:
             raise ReplayError(
                 str(self.directory),
@@ -216,7 +250,6 @@ class Replay:
             self._write_line({"event": "begin", **line})
             self._hold(retained)
             digest = hashlib.sha256(_heading(length, terminal))
-            data_of_files = (np.ascontiguousarray(frames).view(np.uint8), steps.view(np.uint8))
             for file, data, row_bytes in zip(self._files, data_of_files, self._row_bytes, strict=True):
                 digest.update(data.data)
                 rows = data.reshape(-1).data
@@ -277,7 +310,37 @@ class Replay:
             rewards=dict(zip(self.reward_names, sums, strict=True)),
             discounts=discounts.astype(np.float32),
             next_frames=next_frames,
+            window=self._window(rows=(first[:, None] + window) % self._slots, steps=steps, weights=weights),
         )
+
+    def sample_steps(self, batch: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
+        """Draw ``batch`` single steps that another one follows, with replacement, each one as likely as any other.
+
+        Returns:
+            features (B, D), actions (B, action_size), and both of the step behind; without any frame.
+
+        Raises:
+            ValueError: there is none, or the replay keeps no features.
+        """
+        episodes, ends = self._drawn
+        ends = ends - np.arange(1, len(ends) + 1)  # the last step of each episode has none behind it
+        if not self.feature_size or not len(ends) or not ends[-1]:
+            raise ValueError("the replay has no features, or no two steps in a row")
+        drawn = rng.integers(ends[-1], size=batch)
+        which = np.searchsorted(ends, drawn, side="right")
+        t = drawn - ends[which] + episodes["length"][which] - 1
+        rows = (episodes["first"][which] + t) % self._slots
+        behind = (rows + 1) % self._slots
+        actions = self._steps[:, : self.action_size]
+        return self._features[rows], actions[rows], self._features[behind], actions[behind]
+
+    def _window(
+        self, rows: NDArray[np.int64], steps: NDArray[np.float32], weights: NDArray[np.float64]
+    ) -> Window | None:
+        """The single steps in ``rows`` (B, n), whose numbers are ``steps`` (B, n, action_size + rewards)."""
+        if not self.feature_size:
+            return None
+        return Window(self._features[rows], steps[:, :, : self.action_size], weights.astype(np.float32))
 
     def digest(self) -> str:
         """sha256 of the episodes that can be drawn from, in their order; not of where they lie in the files."""
@@ -316,6 +379,7 @@ class Replay:
             "frame_shape": list(self.frame_shape),
             "action_size": self.action_size,
             "reward_names": list(self.reward_names),
+            **({"feature_size": self.feature_size} if self.feature_size else {}),
         }
 
     def _checked(
@@ -339,6 +403,17 @@ class Replay:
         if not np.isfinite(steps).all():
             raise ValueError("an action or a reward of the episode is not a finite 32-bit number")
         return np.ascontiguousarray(steps)
+
+    def _checked_features(self, features: NDArray[np.float32] | None, length: int) -> NDArray[np.float32]:
+        """Features (T + 1, feature_size) of the frames of an episode of ``length`` T."""
+        shape = (length + 1, self.feature_size)
+        if features is None or not self.feature_size or features.shape != shape:
+            found = None if features is None else features.shape
+            raise ValueError(f"features {found}: expected {shape if self.feature_size else None}")
+        kept = np.ascontiguousarray(features, "<f4")
+        if not np.isfinite(kept).all():
+            raise ValueError("a feature of the episode is not a finite 32-bit number")
+        return kept
 
     def _check_settings(self) -> dict[str, Any]:
         """The settings of the files, which are those of the replay that is there, if there is one."""
@@ -438,7 +513,8 @@ class Replay:
         """Whether the data of an episode are those that were added."""
         length = int(record["length"])
         digest = hashlib.sha256(_heading(length, bool(record["terminal"])))
-        for file, row_bytes, count in zip(self._files, self._row_bytes, (length + 1, length), strict=True):
+        counts = (length + 1, length, length + 1)[: len(self._files)]
+        for file, row_bytes, count in zip(self._files, self._row_bytes, counts, strict=True):
             for slot, _, rows in self._spans(int(record["first"]), count):
                 for offset in range(0, rows * row_bytes, _PIECE_BYTES):
                     size = min(_PIECE_BYTES, rows * row_bytes - offset)

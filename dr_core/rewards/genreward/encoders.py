@@ -70,7 +70,7 @@ class CodecFrames:
 
     @torch.inference_mode()
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(N, S, S, 3) uint8 → (N, D); the values of FSQ in [-1, 1], those of a VQ-GAN in units of its codes' spread."""
+        """(N, S, S, 3) uint8 → (N, D); FSQ in [-1, 1], a VQ-GAN in units of the spread of its codes."""
         edge = self._model.config.image.size
         if frames.dtype != np.uint8 or frames.shape[1:] != (edge, edge, 3) or not len(frames):
             raise ValueError(f"frames are uint8 (N, {edge}, {edge}, 3), not {frames.dtype} {frames.shape}")
