@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes as ct
 from typing import Any
 
-import numpy as np
 from cyclonedds.core import DDSException as DDSException
 from cyclonedds.internal import DDS, dds_c_t
 
@@ -17,7 +16,7 @@ Entity = int  # a handle of the C library; negative means an error code
 INFINITE_NS = 2**63 - 1
 ANY_STATE = 0
 SERDATA_KIND_DATA = 2
-PADDING = np.zeros(4, np.uint8)
+PADDING = bytes(4)
 
 
 class TopicDescriptor(ct.Structure):
@@ -43,6 +42,15 @@ class TopicDescriptor(ct.Structure):
 
 class IoVec(ct.Structure):
     _fields_ = [("base", ct.c_void_p), ("length", ct.c_size_t)]
+
+
+class Bytes(ct.Structure):
+    """An IoVec made from bytes, which it keeps."""
+
+    _fields_ = [("base", ct.c_char_p), ("length", ct.c_size_t)]
+
+
+TwoBytes = Bytes * 2
 
 
 SampleInfo = dds_c_t.sample_info
@@ -108,13 +116,11 @@ def release(entity: Entity) -> None:
     _library.dds_delete(entity)
 
 
-def write(writer: Entity, sertype: ct.c_void_p, data: bytes | memoryview) -> None:
+def write(writer: Entity, sertype: ct.c_void_p, data: bytes) -> None:
     """Publish one serialised sample (CDR with header); blocks while the reliable protocol holds the writer back."""
-    view = np.frombuffer(data, np.uint8)
-    padding = -view.size % 4  # whole words only
-    vectors = (IoVec * 2)(IoVec(view.ctypes.data, view.size), IoVec(PADDING.ctypes.data, padding))
-    size = view.size + padding
-    sample = _library.ddsi_serdata_from_ser_iov(sertype, SERDATA_KIND_DATA, 2, vectors, size)
+    size, padding = len(data), -len(data) % 4  # whole words only
+    vectors = TwoBytes(Bytes(data, size), Bytes(PADDING, padding))
+    sample = _library.ddsi_serdata_from_ser_iov(sertype, SERDATA_KIND_DATA, 2, vectors, size + padding)
     if not sample:
         raise DDSException(DDSException.DDS_RETCODE_BAD_PARAMETER, "the bytes are not a sample of the topic's type")
     call("dds_writecdr", writer, sample)  # takes the reference over

@@ -1,4 +1,4 @@
-"""How one field of a message behaves: its default, the check on assignment, its way to the wire and back.
+"""How one field of a message behaves: its default, and the check on assignment.
 
 Real rclpy classes keep `uint8[]` as array.array("B"), `float64[9]` as numpy.ndarray, `byte` as bytes, everything else
 as lists and Python scalars, and raise AssertionError for a value of the wrong type.
@@ -31,14 +31,12 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Field:
-    """One field; `check` returns the value to store or raises AssertionError; None means: as it is."""
+    """One field; `check` returns the value to store or raises AssertionError."""
 
     name: str
     type_string: str
     default: Callable[[], Any]
     check: Callable[[Any], Any]
-    to_wire: Callable[[Any], Any] | None
-    from_wire: Callable[[Any], Any] | None
     is_array: bool = False
 
 
@@ -61,7 +59,7 @@ def make_field(name: str, description: Any, default: Any, class_of: Callable[[st
         return field
     initial = field.check(default)
     copies = isinstance(initial, (list, array.array, np.ndarray))
-    make = (lambda: initial[:]) if copies else (lambda: initial)  # an ndarray is copied by from_wire's rule below
+    make = (lambda: initial[:]) if copies else (lambda: initial)  # an ndarray is copied below
     if isinstance(initial, np.ndarray):
         make = initial.copy
     return Field(**{**field.__dict__, "default": make})
@@ -102,15 +100,15 @@ def _scalar(name: str, base: str, bound: int) -> Field:
 
     label = IDL_NAMES.get(base, base)
     if base == "string":
-        return Field(name, f"string<{bound}>" if bound else label, str, check_string, None, None)
+        return Field(name, f"string<{bound}>" if bound else label, str, check_string)
     if base == "bool":
-        return Field(name, label, bool, check_bool, None, None)
+        return Field(name, label, bool, check_bool)
     if base == "byte":
-        return Field(name, label, lambda: b"\0", check_byte, lambda value: value[0], lambda value: bytes((value,)))
+        return Field(name, label, lambda: b"\0", check_byte)
     if base in INTEGERS:
-        return Field(name, label, int, check_integer, None, None)
+        return Field(name, label, int, check_integer)
     if base in ("float32", "float64"):
-        return Field(name, label, float, check_float, None, None)
+        return Field(name, label, float, check_float)
     raise NotImplementedError(f"dr_embedded: fields of type {base}")
 
 
@@ -121,7 +119,7 @@ def _nested(name: str, cls: Any) -> Field:
         return value
 
     package, _, bare = cls._ros_name.split("/")
-    return Field(name, f"{package}/{bare}", cls, check, lambda value: value._to_wire(), None)
+    return Field(name, f"{package}/{bare}", cls, check)
 
 
 def _number_sequence(name: str, base: str, bound: int) -> Field:
@@ -142,14 +140,9 @@ def _number_sequence(name: str, base: str, bound: int) -> Field:
             raise _wrong(name, f"of at most {bound} elements", value)
         return value
 
-    def from_wire(value: Any) -> Any:
-        made = array.array(code)
-        made.frombytes(value.view(np.uint8))
-        return made
-
     label = IDL_NAMES.get(base, base)
     label = f"sequence<{label}, {bound}>" if bound else f"sequence<{label}>"
-    return Field(name, label, lambda: array.array(code), check, np.asarray, from_wire, is_array=True)
+    return Field(name, label, lambda: array.array(code), check, is_array=True)
 
 
 def _number_array(name: str, base: str, length: int) -> Field:
@@ -164,11 +157,8 @@ def _number_array(name: str, base: str, length: int) -> Field:
             raise _wrong(name, f"a sequence of {length} {base}", value)
         return np.array(value, dtype=dtype)
 
-    def from_wire(value: Any) -> Any:
-        return value.copy()  # the wire buffer is read-only
-
     label = f"{IDL_NAMES.get(base, base)}[{length}]"
-    return Field(name, label, lambda: np.zeros(length, dtype), check, np.ascontiguousarray, from_wire, is_array=True)
+    return Field(name, label, lambda: np.zeros(length, dtype), check, is_array=True)
 
 
 def _list(name: str, element: Field, length: int, *, bounded: bool) -> Field:
@@ -181,19 +171,8 @@ def _list(name: str, element: Field, length: int, *, bounded: bool) -> Field:
             element.check(item)
         return value
 
-    outward, inward = element.to_wire, element.from_wire
-
-    def to_wire(value: Any) -> Any:
-        items = list(value) if outward is None else [outward(item) for item in value]
-        return np.array(items, dtype=np.uint8) if element.type_string in ("boolean", "octet") else items
-
-    def from_wire(value: Any) -> Any:
-        if element.type_string == "boolean":
-            return [bool(item) for item in value]
-        return list(value) if inward is None else [inward(item) for item in value]
-
     if bounded:
         label = f"sequence<{element.type_string}, {length}>" if length else f"sequence<{element.type_string}>"
-        return Field(name, label, list, check, to_wire, from_wire)
+        return Field(name, label, list, check)
     label = f"{element.type_string}[{length}]"
-    return Field(name, label, lambda: [element.default() for _ in range(length)], check, to_wire, from_wire)
+    return Field(name, label, lambda: [element.default() for _ in range(length)], check)

@@ -1,14 +1,16 @@
-"""Message and service classes, made on first use, and CDR (little-endian XCDR1) to and from them."""
+"""Message and service classes, made on first use, and CDR to and from them."""
 
 from __future__ import annotations
 
+import struct
 import threading
-from types import SimpleNamespace
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
-from rosbags.serde import SerdeError
 
+from dr_embedded import cdr
 from dr_embedded.fields import Field, make_field
 from dr_embedded.interfaces import EMPTY_FIELD, interfaces
 
@@ -20,35 +22,21 @@ class Message:
     _ros_name: ClassVar[str]
     _ros_fields: ClassVar[tuple[Field, ...]]
     _fields_and_field_types: ClassVar[dict[str, str]]
+    # Of each field: name, what stores a value without checks, the check, the default.
+    _ros_slots: ClassVar[tuple[tuple[str, Callable[[Any, Any], None], Callable[[Any], Any], Callable[[], Any]], ...]]
 
     def __init__(self, **kwargs: Any) -> None:
-        for field in self._ros_fields:
-            if field.name in kwargs:
-                setattr(self, field.name, kwargs.pop(field.name))
+        for name, store, check, default in self._ros_slots:
+            if name in kwargs:
+                store(self, check(kwargs.pop(name)))
             else:
-                setattr(self, f"_{field.name}", field.default())
+                store(self, default())
         if kwargs:
             raise AssertionError(f"Invalid arguments passed to constructor: {sorted(kwargs)}")
 
     @classmethod
     def get_fields_and_field_types(cls) -> dict[str, str]:
         return dict(cls._fields_and_field_types)
-
-    def _to_wire(self) -> SimpleNamespace:
-        """The same values as rosbags serialises them: arrays as numpy, bytes as int."""
-        made = SimpleNamespace()
-        for field in self._ros_fields:
-            value = getattr(self, f"_{field.name}")
-            made.__dict__[field.name] = value if field.to_wire is None else field.to_wire(value)
-        return made
-
-    @classmethod
-    def _from_wire(cls, *values: Any) -> Message:
-        """Build from what rosbags read, in the order of the fields, without checks."""
-        made = cls.__new__(cls)
-        for field, value in zip(cls._ros_fields, values, strict=True):
-            setattr(made, f"_{field.name}", value if field.from_wire is None else field.from_wire(value))
-        return made
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, self.__class__):
@@ -98,25 +86,21 @@ def _make_message(name: str) -> Any:
     }
     for constant, base, value in known.constants(name):
         members[constant] = bytes((int(value),)) if base == "byte" else value
-    for field in fields:
-        members[field.name] = _accessor(field)
     made: Any = type(bare, (Message,), members)
-    # An empty struct still carries one byte on the wire.
-    from_wire: Any = made._from_wire if fields else lambda _: made()
-    known.store.types[name] = from_wire
+    stores = {field.name: made.__dict__[f"_{field.name}"].__set__ for field in fields}
+    made._ros_slots = tuple((field.name, stores[field.name], field.check, field.default) for field in fields)
+    for field in fields:
+        setattr(made, field.name, _accessor(field, stores[field.name]))
     return made
 
 
-def _accessor(field: Field) -> property:
-    slot, check = f"_{field.name}", field.check
-
-    def read(self: Message) -> Any:
-        return getattr(self, slot)
+def _accessor(field: Field, store: Callable[[Any, Any], None]) -> property:
+    check = field.check
 
     def write(self: Message, value: Any) -> None:
-        setattr(self, slot, check(value))
+        store(self, check(value))
 
-    return property(read, write)
+    return property(attrgetter(f"_{field.name}"), write)
 
 
 def service_class(name: str) -> Any:
@@ -144,12 +128,9 @@ def is_service_class(cls: object) -> bool:
     return getattr(cls, "_ros_name", None) in interfaces().services
 
 
-def serialize(message: Message) -> memoryview:
+def serialize(message: Message) -> bytes:
     """CDR with its 4-byte header; the size is not padded."""
-    wire = message._to_wire()
-    if not message._ros_fields:
-        wire.structure_needs_at_least_one_member = 0
-    return interfaces().store.serialize_cdr(wire, message._ros_name)
+    return cdr.writer(message._ros_name)(message)
 
 
 def deserialize(data: bytes | memoryview, cls: type[Message]) -> Message:
@@ -158,7 +139,12 @@ def deserialize(data: bytes | memoryview, cls: type[Message]) -> Message:
     Raises:
         ValueError: the bytes are not a message of this type.
     """
+    data = bytes(data)  # no copy where they are bytes already
+    order = cdr.ORDERS.get(data[:2])
+    if order is None or len(data) < len(cdr.HEADER):
+        raise ValueError(f"{cls._ros_name}: no CDR header")
     try:
-        return interfaces().store.deserialize_cdr(memoryview(data), cls._ros_name)  # type: ignore[return-value]
-    except SerdeError as problem:
+        made: Message = cdr.reader(cls._ros_name, order, message_class)(data)
+    except (struct.error, ValueError) as problem:
         raise ValueError(f"{cls._ros_name}: {problem}") from problem
+    return made

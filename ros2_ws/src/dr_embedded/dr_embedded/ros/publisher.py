@@ -46,7 +46,7 @@ class Publisher(Endpoint):
             RCLError: the context was shut down, or the bytes are not of the topic's type.
         """
         if isinstance(msg, self.msg_type):
-            data: bytes | memoryview = serialize(msg)
+            data = serialize(msg)
         elif isinstance(msg, (bytes, bytearray, memoryview)):
             data = bytes(msg)
         else:

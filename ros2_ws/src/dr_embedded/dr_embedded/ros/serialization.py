@@ -11,7 +11,7 @@ def serialize_message(message: Any) -> bytes:
     """As rosbag2 stores it and as `publish` takes it."""
     if not isinstance(message, messages.Message):
         raise TypeError(f"{message!r:.80} is not a ROS 2 message")
-    return bytes(messages.serialize(message))
+    return messages.serialize(message)
 
 
 def deserialize_message(serialized_message: bytes, message_type: Any) -> Any:
