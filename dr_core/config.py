@@ -13,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -164,8 +164,7 @@ def parse_yaml(text: str, subject: str) -> Any:
         ConfigError: as `load_yaml`; its subject is ``subject``.
     """
     try:
-        _refuse_surprises(text, subject)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = _Composer(_without_surprises(text, subject)).get_single_node()
         if root is None:
             return None
         _refuse_duplicates(root, subject)
@@ -179,8 +178,33 @@ def parse_yaml(text: str, subject: str) -> Any:
         ) from error
 
 
-def _refuse_surprises(text: str, subject: str) -> None:
-    """Aliases, tags (PyYAML fails in many ways on a wrong one), and sizes that no configuration has."""
+class _Composer(yaml.composer.Composer, yaml.resolver.Resolver):
+    """Puts nodes together from events that are parsed one by one as they are asked for."""
+
+    def __init__(self, events: Iterator[yaml.Event]) -> None:
+        yaml.composer.Composer.__init__(self)
+        yaml.resolver.Resolver.__init__(self)
+        self._events = events
+        self._next: yaml.Event | None = None
+
+    def peek_event(self) -> yaml.Event | None:
+        if self._next is None:
+            self._next = next(self._events, None)
+        return self._next
+
+    def get_event(self) -> yaml.Event | None:
+        event, self._next = self.peek_event(), None
+        return event
+
+    def check_event(self, *choices: type[yaml.Event]) -> bool:
+        event = self.peek_event()
+        return event is not None and (not choices or isinstance(event, choices))
+
+
+def _without_surprises(text: str, subject: str) -> Iterator[yaml.Event]:
+    """What YAML holds; refused are aliases, tags (PyYAML fails in many ways on a wrong one), and sizes that no
+    configuration has.
+    """
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         if count > MAX_ITEMS:
@@ -213,6 +237,7 @@ def _refuse_surprises(text: str, subject: str) -> None:
             raise ConfigError(
                 subject, expected=f"at most {MAX_DEPTH} levels", found="more", next_step="flatten the file"
             )
+        yield event
 
 
 def _refuse_duplicates(node: yaml.Node, subject: str) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dr_core.safety.limits import Limits
 
 MAX_BYTES = 4 * 2**20
+MAX_DEPTH = 64
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ def joint_limits(path: Path) -> dict[str, JointLimit]:
     """Those of every joint that moves, by name; a continuous joint has infinite bounds.
 
     Raises:
-        ConfigError: missing, larger than 4 MiB, not XML, with a document type, a joint twice or without its limits.
+        ConfigError: missing, larger than 4 MiB, deeper than 64 levels, not XML, with a document type, a joint twice or
+            without its limits.
     """
     try:
         if not path.is_file():
@@ -96,6 +98,8 @@ class _Reader:
         raise _refused(self.path, "no document type", "a DOCTYPE", "remove it")
 
     def _begin(self, name: str, attributes: dict[str, str]) -> None:
+        if len(self._open) == MAX_DEPTH:
+            raise _refused(self.path, f"at most {MAX_DEPTH} levels", "more", "check that this is a URDF file")
         place = (*self._open, name)
         if not self._open and name != "robot":
             raise _refused(self.path, "<robot> at the top", f"<{name[:40]}>", "give a URDF file")

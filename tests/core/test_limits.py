@@ -151,6 +151,7 @@ BOMB = "<!DOCTYPE r [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;&a;&a;&a;&a;&a
         ("<robot name='r'/>", "a joint panda_joint1"),
         (BOMB, "document type"),
         ("<!DOCTYPE r SYSTEM 'file:///etc/passwd'><robot/>", "document type"),
+        ("<robot>" + "<a>" * 10**6, "at most 64 levels"),
         ("<robot><joint name='a' type='revolute'/></robot>", "a limit of joint a"),
         ("<robot><joint name='a' type='revolute'><limit lower='${x}' velocity='1'/></joint></robot>", "xacro"),
         ("<robot><joint name='a' type='revolute'><limit lower='nan' velocity='1'/></joint></robot>", "joint a"),

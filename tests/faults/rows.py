@@ -317,9 +317,10 @@ def _untrusted(kinds: dict[str, Any]) -> list[str]:
     faults = [f"- {kind}: {fault}" for kind, one in kinds.items() for fault in one["faults"]]
     return [
         "\n## Campaign `untrusted`\n",
-        "Damaged, hostile and generated inputs, read in processes that may take 1 GiB beyond what they begin with and 5 s",
-        "for each input. An input is read or refused with an error that its caller expects; anything else, a file written",
-        "elsewhere or a program started too, is a fault. *Grown*: what a reader took more than for a whole sample.",
+        "Damaged, hostile and generated inputs, read in processes that may take 1 GiB beyond what they begin with and",
+        "5 s for each input. An input is read or refused with an error that its caller expects; anything else, a file",
+        "written elsewhere or a program started too, is a fault. *Grown*: what a reader took more than for a whole",
+        "sample.",
         f"{total} inputs, {sum(one['fault'] for one in kinds.values())} faults.\n",
         f"| {' | '.join(heads)} |",
         f"|---|{'---:|' * len(UNTRUSTED)}",

@@ -37,7 +37,7 @@ from tests.faults.campaigns import samples, untrusted
 # By what an input costs; `make faults` reads ten thousand of each.
 COUNTS = {
     60: ("parameters", "rig", "messages", "replay", "adroit policy", "agent checkpoint", "training state", "video"),
-    20: ("robot file", "config", "camera_info", "viper checkpoint", "reward checkpoint", "mcap", "sqlite3"),
+    20: ("robot file", "urdf", "config", "camera_info", "viper checkpoint", "reward checkpoint", "mcap", "sqlite3"),
     10: ("bag metadata", "reference picture", "expert weights", "evaluation"),
 }
 RULE = ImageRule(8)
@@ -153,6 +153,14 @@ def test_a_training_state_that_unpacks_to_more_than_its_file_is_refused(model: P
             packed.writestr(name, stored.read(name))
     (model / "stored.pt").unlink()
     assert (model / "training.pt").stat().st_size < 2**20
+    digest = hashlib.sha256((model / "training.pt").read_bytes()).hexdigest()
+    edit(model, lambda record: record["sha256"].update({"training.pt": digest}))
+    refused(lambda: load_checkpoint(model), "tensors and plain numbers only", CheckpointError)
+
+
+def test_a_training_state_in_the_format_before_archives_takes_no_memory(model: Path) -> None:
+    # Its reader takes memory for the sizes that it names before it finds that they are not there.
+    torch.save({"a": torch.zeros(3)}, model / "training.pt", _use_new_zipfile_serialization=False)
     digest = hashlib.sha256((model / "training.pt").read_bytes()).hexdigest()
     edit(model, lambda record: record["sha256"].update({"training.pt": digest}))
     refused(lambda: load_checkpoint(model), "tensors and plain numbers only", CheckpointError)

@@ -19,7 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from tests.faults.campaigns.mutate import DUMPER, LOADER, damage, damage_json, damage_tree, damage_yaml, pickles, sign
+from tests.faults.campaigns import formats
+from tests.faults.campaigns.mutate import (
+    DUMPER,
+    LOADER,
+    Bomb,
+    damage,
+    damage_json,
+    damage_tree,
+    damage_yaml,
+    pickles,
+    sign,
+)
 
 Files = dict[str, bytes]
 """Content by name below the folder of an input."""
@@ -155,7 +166,8 @@ def _other_tensors(rng: random.Random, data: bytes) -> bytes:
     tensors = load(data)
     name = rng.choice(sorted(tensors))
     other = rng.choice((torch.zeros(()), torch.zeros(0), torch.full((2, 3), float("nan")), torch.ones(1, 0, 7)))
-    tensors[name] = rng.choice((other, tensors[name].double(), tensors[name][:0], tensors[name].to(torch.int8)))
+    same = tensors[name]
+    tensors[name] = rng.choice((other, same.double(), same.flatten()[:0], same.to(torch.int8), same[None]))
     if rng.randrange(3) == 0:
         tensors["progress.weight"] = other
     return bytes(save({key: value.clone().contiguous() for key, value in tensors.items()}))
@@ -224,11 +236,11 @@ def training_state(work: Path) -> Kind:
         data = files["model/training.pt"]
         if rng.randrange(20) == 0:
             stream = io.BytesIO()
-            from tests.faults.campaigns.mutate import Bomb
-
             torch.save({"optimizer": Bomb(canary)}, stream, _use_new_zipfile_serialization=bool(rng.randrange(2)))
             data = stream.getvalue()
-        files["model/training.pt"] = any_bytes(rng, data, canary) if rng.randrange(8) else data
+        if rng.randrange(8):
+            data = formats.archive(rng, data) if rng.randrange(2) else any_bytes(rng, data, canary)
+        files["model/training.pt"] = data
         sign(files, "model/manifest.json")
         return files
 
@@ -327,8 +339,8 @@ def mcap(work: Path) -> Kind:
 
     def break_one(rng: random.Random, files: Files, canary: Path) -> Files:
         name = next(n for n in files if n.endswith(".mcap"))
-        data = damage(rng, files[name])
-        if rng.randrange(3) == 0:
+        data = formats.mcap(rng, files[name]) if rng.randrange(2) else damage(rng, files[name])
+        if rng.randrange(3):
             data = _footer_agrees(data)
         return {**files, name: data}
 
@@ -402,7 +414,8 @@ def sqlite(work: Path) -> Kind:
     def break_one(rng: random.Random, files: Files, canary: Path) -> Files:
         data = files["bag.db3"]
         if data == whole or rng.randrange(3):
-            data = damage(rng, data)
+            # Not of a hostile sample, whose queries need not end.
+            data = formats.sqlite(rng, data) if data == whole and rng.randrange(2) else damage(rng, data)
         found = {"bag.db3": data}
         if rng.randrange(10) == 0:
             found[rng.choice(("bag.db3-wal", "bag.db3-journal"))] = rng.randbytes(rng.choice((1, 100, 5000)))
@@ -472,7 +485,8 @@ def messages(work: Path) -> Kind:
 
     def breaks(rng: random.Random, data: bytes, canary: Path) -> bytes:
         msgtype, _, rest = data.partition(b"\n")
-        return msgtype + b"\n" + damage(rng, rest)
+        # The numbers of CDR are aligned behind its header of 4 bytes.
+        return msgtype + b"\n" + (rest[:4] + formats.words(rng, rest[4:]) if rng.randrange(2) else damage(rng, rest))
 
     return Kind(samples, read, one_file(breaks), generate)
 
@@ -486,6 +500,35 @@ def robot_file(work: Path) -> Kind:
     samples = [{"robot.yaml": path.read_bytes()} for path in sorted((ROOT / "config" / "robots").glob("*.yaml"))]
     read = lambda folder: load_robot(folder / "robot.yaml")  # noqa: E731
     return Kind(samples, read, one_file(damage_yaml), as_yaml("robot.yaml"))
+
+
+URDF = b"""<?xml version="1.0"?>
+<robot name="arm">
+  <link name="base"/>
+  <joint name="elbow" type="revolute"><limit lower="-2.9" upper="2.9" velocity="2.0" effort="80"/></joint>
+  <joint name="slide" type="prismatic"><limit lower="0" upper="0.04" velocity="0.2"/></joint>
+  <joint name="wheel" type="continuous"><limit velocity="1.5"/></joint>
+  <joint name="flange" type="fixed"><parent link="base"/></joint>
+</robot>
+"""
+
+
+def urdf(work: Path) -> Kind:
+    from dr_core.safety.urdf import joint_limits
+
+    entities = b'<!DOCTYPE robot [<!ENTITY a "x"><!ENTITY b "&a;&a;">]>'
+    file = b'<!DOCTYPE robot [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
+    samples = [{"robot.urdf": URDF}] * 6
+    samples += [{"robot.urdf": URDF.replace(b"\n", one, 1).replace(b"arm", b"&b;&a;")} for one in (entities, file)]
+    samples.append({"robot.urdf": URDF.decode().replace("?>", ' encoding="utf-16"?>').encode("utf-16")})
+    samples.append({"robot.urdf": b"<robot>" + b"<a>" * 10**6})
+
+    def breaks(rng: random.Random, data: bytes, canary: Path) -> bytes:
+        return formats.xml(rng, data) if rng.randrange(2) and len(data) < 2**16 else damage(rng, data)
+
+    begins = (b"<robot>", b"<?xml version='1.0' encoding='", b"<robot><joint ")
+    read = lambda folder: joint_limits(folder / "robot.urdf")  # noqa: E731
+    return Kind(samples, read, one_file(breaks), as_bytes("robot.urdf", *begins))
 
 
 def config(work: Path) -> Kind:
@@ -553,7 +596,7 @@ def _hash_agrees(data: bytes) -> bytes:
     import yaml
 
     try:
-        tree = yaml.load(data, Loader=LOADER)  # noqa: S506
+        tree = yaml.load(data, Loader=LOADER)
         content = {key: value for key, value in tree.items() if key != "hash"}
         tree["hash"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return bytes(yaml.dump(tree, Dumper=DUMPER, sort_keys=False).encode())
@@ -582,7 +625,12 @@ def reference_picture(work: Path) -> Kind:
     samples.append({"reference.png": cv2.imencode(".png", rng.integers(0, 65535, (9, 9, 4), np.uint16))[1].tobytes()})
 
     def breaks(rng: random.Random, data: bytes, canary: Path) -> bytes:
-        return png_agrees(damage(rng, data)) if rng.randrange(4) else any_bytes(rng, data, canary)
+        match rng.randrange(5):
+            case 0:
+                return any_bytes(rng, data, canary)
+            case 1 | 2:
+                return png_agrees(damage(rng, data))
+        return formats.png(rng, data)
 
     read = lambda folder: Reference.load(folder / "reference.png")  # noqa: E731
     return Kind(samples, read, one_file(breaks), as_bytes("reference.png", b"\x89PNG\r\n\x1a\n", b""))
@@ -633,7 +681,8 @@ def video(work: Path) -> Kind:
 
     def break_one(rng: random.Random, files: Files, canary: Path) -> Files:
         name = sorted(files)[0]
-        return {**files, name: any_bytes(rng, files[name], canary)}
+        boxes = name.endswith(".mp4") and rng.randrange(3)
+        return {**files, name: formats.mp4(rng, files[name]) if boxes else any_bytes(rng, files[name], canary)}
 
     return Kind(samples, read, break_one, as_bytes("a.mp4", samples[0]["a.mp4"][:40], b"RIFF\xff\0\0\0AVI LIST", b""))
 
@@ -694,7 +743,7 @@ def adroit_policy(work: Path) -> Kind:
 
     def breaks(rng: random.Random, data: bytes, canary: Path) -> bytes:
         if rng.randrange(10):
-            return damage(rng, data, pickles(rng, canary))
+            return formats.pickle(rng, data) if rng.randrange(2) else damage(rng, data, pickles(rng, canary))
         # A bomb where something else stands.
         at = rng.randrange(2, len(data))
         return data[:at] + pickles(rng, canary)[2:-1] + data[at:]
@@ -735,8 +784,13 @@ def expert_weights(work: Path) -> Kind:
     samples = [
         {"policy.npz": (work / name).read_bytes()} for name in ("plain.npz", "plain.npz", "packed.npz", "bomb.npz")
     ]
+
+    def breaks(rng: random.Random, data: bytes, canary: Path) -> bytes:
+        whole = len(data) < 2**16  # the bomb is not unpacked here
+        return formats.archive(rng, data) if whole and rng.randrange(3) else any_bytes(rng, data, canary)
+
     read = lambda folder: AdroitExpert(folder / "policy.npz")  # noqa: E731
-    return Kind(samples, read, one_file(any_bytes), as_bytes("policy.npz", b"PK\x03\x04", b"\x93NUMPY\1\0", b""))
+    return Kind(samples, read, one_file(breaks), as_bytes("policy.npz", b"PK\x03\x04", b"\x93NUMPY\1\0", b""))
 
 
 def evaluation(work: Path) -> Kind:
@@ -785,6 +839,7 @@ KINDS: dict[str, Callable[[Path], Kind]] = {
     "bag metadata": bag_metadata,
     "messages": messages,
     "robot file": robot_file,
+    "urdf": urdf,
     "config": config,
     "parameters": parameters,
     "rig": rig,

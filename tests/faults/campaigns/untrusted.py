@@ -50,7 +50,9 @@ def _told_by_worker(arguments: list[str], folder: Path) -> Any:
     own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TMPDIR": str(folder)}
     command = [sys.executable, "-m", "tests.faults.campaigns.worker", *arguments]
     with (folder / "output").open("w") as output:
-        worker = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=output, text=True)
+        worker = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=output, text=True
+        )
         assert worker.stdout is not None
         try:
             yield from (json.loads(line) for line in worker.stdout)

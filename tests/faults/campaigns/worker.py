@@ -1,9 +1,9 @@
 """Reads damaged inputs in processes that may die: `python -m tests.faults.campaigns.worker …`.
 
 An input may be read or refused; anything else is a fault. One process makes the samples and forks as many readers as
-there are jobs; each reads its part of the inputs. A reader has a limit of memory beyond what it takes to begin with, and
-each input a limit of time, after which an alarm kills the reader: its input is then the fault, and another reader is
-forked for those that are left.
+there are jobs; each reads its part of the inputs. A reader has a limit of memory beyond what it takes to begin with,
+and each input a limit of time, after which an alarm kills the reader: its input is then the fault, and another reader
+is forked for those that are left.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _read_all(name: str, kind: Kind, seed: int, count: int, jobs: int, folder: P
         pid, status, used = os.wait4(-1, 0)
         part = readers.pop(pid)
         number, read, refused, fault, before_kib = part.place.read()
-        if not os.WIFSIGNALED(status) and status or not before_kib:
+        if (not os.WIFSIGNALED(status) and status) or not before_kib:
             said = (part.folder / "said").read_text(errors="replace")
             raise RuntimeError(f"a reader of {name} ended with {status}:\n{said[-3000:]}")
         told.read, told.refused, told.fault = told.read + read, told.refused + refused, told.fault + fault
@@ -182,10 +182,9 @@ class _Reader:
         self.before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY_BYTES, hard))
-        number = begin
         if self.kind.generate is not None:
-            number = _generated(self.kind.generate(), seed, begin, begin + (stop - begin) // GENERATED, self.feed)
-        for number in range(number, stop):
+            begin = _generated(self.kind.generate(), seed, begin, begin + (stop - begin) // GENERATED, self.feed)
+        for number in range(begin, stop):
             rng = random.Random(f"{self.name} {seed} {number}")
             self.feed(number, self.kind.break_one(rng, rng.choice(self.kind.samples), self.canary))
         self._tell(stop)
