@@ -26,13 +26,15 @@ from dr_core.agent.replay import Batch, Replay
 from dr_core.data.video import write_video
 from dr_core.rewards.amp import AdversarialReward
 from dr_core.rewards.combine import Terms, combine, until_success
+from dr_core.rewards.genreward.forward_backward import FBConfig
+from dr_core.rewards.genreward.reward import GenReward, GenRewardConfig
 from dr_core.rewards.online import EpisodeReward, RewardConfig
 from dr_core.rewards.rnd import RandomNetworkDistillation
 from dr_core.robot.evaluation import wilson
 from dr_core.seeding import numpy_generator
 
 Frames = NDArray[np.uint8]
-VIDEO, SPARSE = "video", "sparse"
+VIDEO, SPARSE, GOAL_VIDEO = "video", "sparse", "goal_video"
 EVALUATION_SEED = 1_000_000
 """Of the first evaluation episode; training draws from below."""
 VIDEO_RATE_HZ = 20.0
@@ -85,7 +87,17 @@ PRESETS: dict[str, LoopConfig] = {
     # For a processor: a fraction of the published update's work, and exploration that ends.
     "default": LoopConfig(
         frames=100_000,
-        reward=RewardConfig(alpha=0.0, video_weight=0.2),
+        reward=RewardConfig(
+            alpha=0.0,
+            video_weight=0.2,
+            goal=GenRewardConfig(
+                video_weight=1.0,
+                fb_weight=0.05,
+                video_motion=True,
+                fb_density=True,
+                fb=FBConfig(batch_size=64, update_every=8),
+            ),
+        ),
         agent=AgentConfig(
             batch_size=64,
             learning_rate=3e-4,
@@ -102,6 +114,11 @@ PRESETS: dict[str, LoopConfig] = {
 """Where a user's settings start from."""
 
 
+def reward_columns(reward: RewardConfig) -> tuple[str, ...]:
+    """The rewards of each transition that the replay keeps."""
+    return (VIDEO, SPARSE, GOAL_VIDEO) if reward.from_goal else (VIDEO, SPARSE)
+
+
 class AgentStage:
     """What ``dr_core.training.train`` repeats: a round of episodes and updates.
 
@@ -109,10 +126,11 @@ class AgentStage:
         config: of the training.
         agent: what learns.
         environments: where it acts.
-        replay: where episodes are kept; its reward columns are VIDEO and SPARSE.
+        replay: where episodes are kept, with the ``reward_columns`` of the reward and the features of ``genreward``.
         video_reward: scores whole episodes; None: no such reward.
         experts: frames (M, H, W, 3) of experts, for the reward `amp`.
         out: folder of evaluations and videos.
+        genreward: the terms of a goal video, for the rewards that have them.
     """
 
     name = "drqv2"
@@ -126,7 +144,10 @@ class AgentStage:
         video_reward: EpisodeReward | None,
         experts: Frames | None,
         out: Path,
+        genreward: GenReward | None = None,
     ) -> None:
+        if config.reward.from_goal == (genreward is None):
+            raise ValueError(f"reward {config.reward.name} and a goal video do not belong together")
         self.config, self.agent, self.replay, self.out = config, agent, replay, out
         self._environments, self._video_reward, self._experts = environments, video_reward, experts
         self._round_frames = environments.num * environments.episode_steps * environments.action_repeat
@@ -134,10 +155,12 @@ class AgentStage:
         explores = config.reward.exploration > 0.0
         self._rnd = RandomNetworkDistillation(config.seed, device=str(agent.device)) if explores else None
         self._amp = AdversarialReward(config.seed, device=str(agent.device)) if config.reward.name == "amp" else None
+        self._genreward = genreward
         self._due = 0.0
         self._updates = 0
         self._trained_s = 0.0
-        self._random_video = np.zeros(2)  # sum and number of the video terms before the first update
+        # Sum and number of the video terms before the first update.
+        self._random = {name: np.zeros(2) for name in reward_columns(config.reward) if name != SPARSE}
 
     # ---- a round ----
 
@@ -179,12 +202,16 @@ class AgentStage:
         video = np.zeros_like(sparse) if self._video_reward is None else self._video_reward(frames)
         if self.config.reward.until_success and self.config.reward.name != "viper":
             video = until_success(video, sparse)
+        rewards, features = {VIDEO: video, SPARSE: sparse}, None
+        if self._genreward is not None:
+            rewards[GOAL_VIDEO], features = self._genreward.video(frames), self._genreward.encode(frames)
         if not self._updates:
-            self._random_video += video.sum(dtype=np.float64), video.size
-        rewards = {VIDEO: video, SPARSE: sparse}
+            for name, tally in self._random.items():
+                tally += rewards[name].sum(dtype=np.float64), rewards[name].size
         for i in range(len(frames)):
             own = {name: values[i] for name, values in rewards.items()}
-            self.replay.add(frames[i], actions[i], own, terminal=False)
+            feature = None if features is None else features[i]
+            self.replay.add(frames[i], actions[i], own, terminal=False, features=feature)
         return rewards
 
     def _learn(self, acted: int, draw: np.random.Generator, *, metrics: bool) -> dict[str, float]:
@@ -199,19 +226,23 @@ class AgentStage:
             batch = self.replay.sample(settings.batch_size, draw)
             terms = self._reward(batch, draw)
             told = self.agent.update(batch, terms.total, acted, metrics=metrics)
+            if self._genreward is not None and self._updates % self._genreward.config.fb.update_every == 0:
+                self._genreward.learn(self.replay, draw)
             self._updates += 1
             if metrics:
-                told |= {f"term_{name}": float(np.mean(part)) for name, part in terms._asdict().items()}
+                names = Terms._fields if self._genreward is not None else Terms._fields[:3]
+                told |= {f"term_{name}": float(np.mean(getattr(terms, name))) for name in names}
+                told |= {} if self._genreward is None else self._genreward.told
         return told
 
     def _reward(self, batch: Batch, draw: np.random.Generator) -> Terms:
         """The terms of the reward of a batch, (B,) each: sums over n steps, but novelty of the frame reached."""
         settings = self.config.reward
-        video, novelty = batch.rewards[VIDEO], np.zeros_like(batch.rewards[VIDEO])
-        if settings.centred:
-            total, count = self._random_video
-            # discounts is γ^n, so that the fraction is 1 + γ + ... + γ^(n - 1).
-            video = video - np.float32(total / count) * (1.0 - batch.discounts) / (1.0 - self.config.agent.discount)
+        video, novelty = self._centred(batch, VIDEO), np.zeros_like(batch.rewards[VIDEO])
+        goal_video = fb = np.float32(0.0)
+        if self._genreward is not None and batch.window is not None:
+            goal_video = settings.goal.video_weight * self._centred(batch, GOAL_VIDEO)
+            fb = settings.goal.fb_weight * self._genreward.reach(batch.window, centred=settings.centred)
         if self._rnd is not None or self._amp is not None:
             newest = np.ascontiguousarray(batch.next_frames[:, -3:].transpose(0, 2, 3, 1))  # (B, H, W, 3)
         if self._rnd is not None:
@@ -226,7 +257,18 @@ class AgentStage:
             batch.rewards[SPARSE],
             alpha=settings.exploration,
             success_weight=settings.success_weight,
+            goal_video=goal_video,
+            fb=fb,
         )
+
+    def _centred(self, batch: Batch, name: str) -> NDArray[np.float32]:
+        """A reward column of a batch (B,), without the mean of the first, random episodes where that is asked for."""
+        values = batch.rewards[name]
+        if not self.config.reward.centred:
+            return values
+        total, count = self._random[name]
+        # discounts is γ^n, so that the fraction is 1 + γ + ... + γ^(n - 1).
+        return values - np.float32(total / count) * (1.0 - batch.discounts) / (1.0 - self.config.agent.discount)
 
     def _seen(self, frames: Sequence[Frames]) -> Frames:
         """What the agent sees of the frames (N, H, W, 3) of running episodes: (N, H, W, 3 * frame_stack)."""
@@ -283,7 +325,8 @@ class AgentStage:
             "due": self._due,
             "updates": self._updates,
             "trained_s": self._trained_s,
-            "random_video": self._random_video.tolist(),
+            **{f"random_{name}": tally.tolist() for name, tally in self._random.items()},
+            "genreward": None if self._genreward is None else self._genreward.state(),
             "episodes": self.replay.added,
         }
 
@@ -297,7 +340,9 @@ class AgentStage:
             self._amp.restore(training["amp"])
         self._due, self._updates = float(training["due"]), int(training["updates"])
         self._trained_s = float(training["trained_s"])
-        self._random_video = np.array(training["random_video"], np.float64)
+        self._random = {name: np.array(training[f"random_{name}"], np.float64) for name in self._random}
+        if self._genreward is not None:
+            self._genreward.restore(training["genreward"])
         self.replay.rewind(int(training["episodes"]))
 
 

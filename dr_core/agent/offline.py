@@ -34,7 +34,7 @@ from dr_core.data.images import ImageRule
 from dr_core.errors import BagError
 from dr_core.files import write_whole
 from dr_core.rewards.combine import combine
-from dr_core.rewards.names import RewardName
+from dr_core.rewards.names import FROM_GOALS, RewardName
 from dr_core.rewards.online import EpisodeReward
 from dr_core.seeding import generator, generator_on, numpy_generator
 
@@ -91,7 +91,7 @@ class OfflineConfig:
             raise ValueError("expectile in (0, 1), temperature at least 0, weight_clip above 0")
         if self.return_span <= 0.0 or self.success_weight < 0.0 or self.shift < 0:
             raise ValueError("return_span above 0, success_weight and shift at least 0")
-        if self.reward in ("rnd", "amp"):
+        if self.reward in ("rnd", "amp", *FROM_GOALS):
             raise ValueError(f"reward = {self.reward}: it follows what the agent explores, and offline it does not")
 
 

@@ -1,4 +1,4 @@
-"""What a whole reward is made of: the video term, exploration, and success; one formula, live and in training."""
+"""What a whole reward is made of: video, exploration, success, and a goal; one formula, live and in training."""
 
 from __future__ import annotations
 
@@ -18,20 +18,35 @@ class Terms(NamedTuple):
         video: (1 - alpha) times the standardised video reward.
         exploration: alpha times the novelty of the frame.
         success: the sparse reward, weighted.
+        goal_video: likeness to a goal video, weighted.
+        fb: how often the goal frame will be met, weighted.
     """
 
     video: Any
     exploration: Any
     success: Any
+    goal_video: Any = 0.0
+    fb: Any = 0.0
 
     @property
     def total(self) -> Any:
         """Their sum."""
-        return self.video + self.exploration + self.success
+        return self.video + self.exploration + self.success + self.goal_video + self.fb
 
 
-def combine(video: Any, novelty: Any = 0.0, success: Any = 0.0, *, alpha: float, success_weight: float = 1.0) -> Terms:
-    """(1 - alpha)·video + alpha·novelty + success_weight·success (arXiv 2312.14134, section 4.3).
+def combine(
+    video: Any,
+    novelty: Any = 0.0,
+    success: Any = 0.0,
+    *,
+    alpha: float,
+    success_weight: float = 1.0,
+    goal_video: Any = 0.0,
+    fb: Any = 0.0,
+) -> Terms:
+    """(1 - alpha)·video + alpha·novelty + success_weight·success + goal_video + fb.
+
+    The first three are arXiv 2312.14134, section 4.3; the last three arXiv 2512.00961, which knows no exploration.
 
     Args:
         video: the standardised reward of the video model; NaN stays NaN in the total.
@@ -39,12 +54,13 @@ def combine(video: Any, novelty: Any = 0.0, success: Any = 0.0, *, alpha: float,
         success: 1 when the task is done, else 0; or how many steps of an action repeat it was.
         alpha: from 0 (no exploration, the video term as it is) to 1.
         success_weight: what one success is worth.
+        goal_video, fb: of GenReward, with its weights alpha and beta, which are not the alpha above.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     if alpha == 0:
-        return Terms(video, 0.0, success_weight * success)
-    return Terms((1 - alpha) * video, alpha * novelty, success_weight * success)
+        return Terms(video, 0.0, success_weight * success, goal_video, fb)
+    return Terms((1 - alpha) * video, alpha * novelty, success_weight * success, goal_video, fb)
 
 
 def until_success(video: NDArray[np.float32], sparse: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,5 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-RewardName = Literal["sparse", "rnd", "amp", "viper", "viper_std", "default", "diffusion_reward", "likelihood"]
+RewardName = Literal[
+    "sparse", "rnd", "amp", "viper", "viper_std", "default", "diffusion_reward", "likelihood", "genreward",
+    "genreward_diffusion",
+]  # fmt: skip
 """Explained in ``dr_core.rewards.online``."""
+
+FROM_GOALS: tuple[RewardName, ...] = ("genreward", "genreward_diffusion")
+"""Those that need a goal video."""

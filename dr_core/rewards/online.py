@@ -7,6 +7,8 @@
     default           the default of a reward model
     diffusion_reward  its published entropy bound (arXiv 2312.14134)
     likelihood        its likelihood of the observed frame
+    genreward         likeness to a goal video, and how often its goal frame will be met (arXiv 2512.00961)
+    genreward_diffusion   both, and the default of a reward model
 
 Every name but `sparse` is added up with exploration and success by :func:`dr_core.rewards.combine.combine`.
 """
@@ -14,7 +16,7 @@ Every name but `sparse` is added up with exploration and success by :func:`dr_co
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,15 @@ from numpy.typing import NDArray
 
 from dr_core.errors import ConfigError
 from dr_core.rewards.combine import PUBLISHED_ALPHA
-from dr_core.rewards.names import RewardName
+from dr_core.rewards.genreward.reward import GenRewardConfig
+from dr_core.rewards.names import FROM_GOALS, RewardName
 
-ESTIMATORS = {"default": None, "diffusion_reward": "paper", "likelihood": "likelihood"}
+ESTIMATORS = {
+    "default": None,
+    "diffusion_reward": "paper",
+    "likelihood": "likelihood",
+    "genreward_diffusion": None,
+}
 """Of the rewards that come from a reward model."""
 
 EpisodeReward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -39,19 +47,28 @@ class RewardConfig:
     alpha: float = PUBLISHED_ALPHA
     """Share of exploration; without effect on `sparse`, all of the dense reward for `rnd`."""
     video_weight: float = 1.0
-    """What the video term is multiplied with, beside 1 - alpha."""
+    """What the video term is multiplied with, beside 1 - alpha; not the likeness to a goal video, see ``goal``."""
     success_weight: float = 1.0
     """What a successful simulator step adds."""
     centred: bool = True
     """Subtract the mean video term of the first, random episodes: values then start near their true size, instead of
-    falling for long by the same amount everywhere (after Naik et al., arXiv 2405.09999)."""
+    falling for long by the same amount everywhere (after Naik et al., arXiv 2405.09999). The same with the likeness to
+    a goal video; of the forward–backward term, which changes while it is learned, the mean over each batch."""
     until_success: bool = True
     """The video term of the steps behind an episode's first success is 0, the experts' mean: their videos end there,
-    so that a video model knows nothing of what follows. No effect on `viper`, whose scale has another zero."""
+    so that a video model knows nothing of what follows. No effect on `viper`, whose scale has another zero, and on
+    what a goal video is worth."""
+    goal: GenRewardConfig = field(default_factory=GenRewardConfig)
+    """Of `genreward` and `genreward_diffusion`: what a goal video is worth."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha = {self.alpha}: from 0 to 1")
+
+    @property
+    def from_goal(self) -> bool:
+        """Whether it needs a goal video."""
+        return self.name in FROM_GOALS
 
     @property
     def exploration(self) -> float:
@@ -74,7 +91,7 @@ def video_reward(
         ConfigError: the model it needs is not given.
         CheckpointError: a model that cannot be used.
     """
-    if name in ("sparse", "rnd", "amp"):
+    if name in ("sparse", "rnd", "amp", "genreward"):
         return None
     from dr_core.rewards.model import RewardModel
 

@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from dr_core.agent.loop import LoopConfig
+    from dr_core.rewards.genreward.encoders import FrameEncoder
+    from dr_core.rewards.genreward.goal import Goal
+    from dr_core.rewards.genreward.reward import GenReward
+    from dr_core.rewards.model import RewardModel
+    from dr_sim.vector import VectorEnvironment
+
+IMAGINED_FRAMES = 48
+"""Of an imagined goal video: about as many as an expert needs."""
+IMAGINED_SEED = 2_000_000
+"""Of the episode whose first frame an imagined goal video begins with; neither trained nor evaluated with."""
+
 
 @dataclass(frozen=True)
 class TrainAgent:
@@ -39,17 +51,27 @@ class TrainAgent:
     reward: RewardName = "default"
     """What the agent learns from; all but sparse with exploration and success added."""
     model: Path | None = None
-    """Reward model (RUN/model), for default, diffusion_reward, likelihood, and the codec of viper."""
+    """Reward model (RUN/model), for default, diffusion_reward, likelihood, and the codec of viper and genreward."""
     viper: Path | None = None
     """VIPER model, for viper and viper_std."""
     experts: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
-    """Expert episodes, for amp."""
+    """Expert episodes, for amp; for genreward, the first one that succeeds is the goal, if none is given."""
+    goal: Path | None = None
+    """Goal video for genreward: a video file or a bag. Left out: one of --experts, else what the reward model imagines
+    from the first frame of the task."""
+    goal_frame: str = "last"
+    """Goal frame in that video: last, or its number from 0."""
+    goal_picture: Path | None = None
+    """JPEG or PNG of the goal: the goal frame is the one most like it."""
+    goal_unfamiliar: bool = False
+    """Take a goal video even if it looks like nothing the reward model was trained on."""
     preset: Literal["default", "paper"] = "default"
     """Settings to start from: for a processor with a few cores, or the published ones."""
     frames: int | None = None
     """Simulator steps in all, action repeats counted; left out: the preset's 100,000, or 6,200,000 of the paper."""
     alpha: float | None = None
-    """Share of exploration in the reward; left out: none, with the preset paper 0.95, or 0.5 for viper."""
+    """Share of exploration in the reward; left out: none, with the preset paper 0.95, or 0.5 for viper and none for
+    genreward."""
     envs: int = field(default_factory=usable_cores)
     """Environments side by side; more than there are cores is slower."""
     seed: int = 0
@@ -67,7 +89,7 @@ class TrainAgent:
         """Train; exit status 0 when it is done or the time is over."""
         from dr_core.agent.actor import ActorConfig
         from dr_core.agent.drqv2 import DrQV2
-        from dr_core.agent.loop import PRESETS, SPARSE, VIDEO, AgentStage
+        from dr_core.agent.loop import PRESETS, AgentStage, reward_columns
         from dr_core.agent.replay import Replay
         from dr_core.config import override, parse_set, to_mapping
         from dr_core.files import keep_settings, run_directory
@@ -79,7 +101,8 @@ class TrainAgent:
         from dr_sim.vector import VectorEnvironment
 
         preset = PRESETS[self.preset]
-        alpha = 0.5 if self.preset == "paper" and self.reward.startswith("viper") else preset.reward.alpha
+        published = {"viper": 0.5, "viper_std": 0.5, "genreward": 0.0} if self.preset == "paper" else {}
+        alpha = published.get(self.reward, preset.reward.alpha)
         alpha = self.alpha if self.alpha is not None else alpha
         reward = replace(preset.reward, name=self.reward, alpha=alpha)
         frames = preset.frames if self.frames is None else self.frames
@@ -90,12 +113,14 @@ class TrainAgent:
         task = resolve_task(self.task)
         score = video_reward(self.reward, task, model=self.model, viper=self.viper, device=device)
         with run_directory(self.out, resume=self.resume), VectorEnvironment(task, self.envs) as environments:
+            genreward, about_goal = self.genreward(config, environments, device) if reward.from_goal else (None, {})
             keep_settings(
                 self.out / "config.yaml",
-                {**to_mapping(config), "task": environments.task, "envs": self.envs},
-                "another task, number of environments or setting",
+                {**to_mapping(config), "task": environments.task, "envs": self.envs, **about_goal},
+                "another task, goal, number of environments or setting",
             )
             learned: dict[str, object] = {"reward": self.reward, "seed": config.seed, "frames": config.frames}
+            learned |= about_goal
             if self.model is not None:
                 manifest = json.loads((self.model / "manifest.json").read_text(encoding="utf-8"))
                 check_same_view(manifest, environments.task, environments.render, environments.rate_hz)
@@ -112,10 +137,11 @@ class TrainAgent:
                 n_step=config.agent.n_step,
                 discount=config.agent.discount,
                 frame_stack=config.network.frame_stack,
-                reward_names=(VIDEO, SPARSE),
+                reward_names=reward_columns(config.reward),
+                feature_size=0 if genreward is None else genreward.feature_size,
             ) as replay:
                 experts = self.expert_frames() if self.reward == "amp" else None
-                stage = AgentStage(config, agent, environments, replay, score, experts, self.out)
+                stage = AgentStage(config, agent, environments, replay, score, experts, self.out, genreward)
                 if not any((self.out / stage.name).glob("step_*")):
                     replay.rewind(0)
                 metrics = Metrics(self.out)
@@ -136,6 +162,62 @@ class TrainAgent:
         print(f"agent: {self.out / 'agent'}")
         return 0
 
+    def genreward(
+        self, config: LoopConfig, environments: VectorEnvironment, device: str
+    ) -> tuple[GenReward, dict[str, object]]:
+        """The terms of the goal, and what a training that goes on must have the same; the goal is in OUT/goal."""
+        from dr_core.rewards.genreward.encoders import CodecFrames, CodecVideo
+        from dr_core.rewards.genreward.reward import GenReward
+        from dr_core.rewards.model import RewardModel
+
+        if self.model is None:
+            raise ConfigError(
+                f"reward {self.reward}", expected="the directory of a reward model", found="none",
+                next_step="give it with --model",
+            )  # fmt: skip
+        model = RewardModel.load(self.model, device)
+        encoder = CodecFrames(model)
+        goal = self.read_goal(model, environments, encoder)
+        keep_goal(goal, self.out / "goal", environments.rate_hz)
+        video = CodecVideo(encoder)
+        terms = GenReward(
+            config.reward.goal, goal, encoder, video, environments.action_size, config.seed, device=device
+        )
+        facts: dict[str, object] = {"goal_sha256": goal.sha256, "goal_from": goal.source, "goal_frame": goal.index}
+        return terms, {**facts, "frame_encoder": encoder.name, "video_encoder": video.name}
+
+    def read_goal(self, model: RewardModel, environments: VectorEnvironment, encoder: FrameEncoder) -> Goal:
+        """The goal video that was given, an expert's, or an imagined one, and the goal frame in it."""
+        from dr_core.goals.imagine import imagine
+        from dr_core.rewards.genreward.goal import (
+            Goal,
+            choose_frame,
+            goal_of_experts,
+            most_like_picture,
+            read_goal,
+            read_picture,
+        )
+
+        experts = tuple(itertools.chain(*self.experts))
+        if self.goal is not None:
+            frames = read_goal(self.goal, model, task=environments.task, unfamiliar=self.goal_unfamiliar)
+            source = str(self.goal)
+        elif experts:
+            frames, path = goal_of_experts(experts, model, environments.task)
+            source = str(path)
+        else:
+            first = environments.reset([IMAGINED_SEED] * environments.num)[:1]  # (1, H, W, 3)
+            frames, source = imagine(model, first, IMAGINED_FRAMES, self.seed), f"imagined, seed {self.seed}"
+        if self.goal_picture is not None and self.goal_frame != "last":
+            raise ConfigError(
+                "goal frame", expected="--goal-frame or --goal-picture", found="both", next_step="leave one out"
+            )
+        if self.goal_picture is not None:
+            index, chosen_by = most_like_picture(frames, read_picture(self.goal_picture, model), encoder)
+        else:
+            index, chosen_by = choose_frame(frames, self.goal_frame)
+        return Goal(frames, index, chosen_by, source)
+
     def expert_frames(self) -> NDArray[np.uint8]:
         """All frames (M, 64, 64, 3) of the expert episodes."""
         import numpy as np
@@ -147,6 +229,21 @@ class TrainAgent:
         if not paths:
             raise ConfigError("reward amp", expected="expert episodes", found="none", next_step="give --experts PATH")
         return np.concatenate([read_episode(path, rule=ImageRule()).frames for path in paths])
+
+
+def keep_goal(goal: Goal, folder: Path, rate_hz: float) -> None:
+    """Write goal.mp4, frame.png and goal.json for people to look at; what a training goes on with is in config.yaml."""
+    import cv2
+
+    from dr_core.data.video import write_video
+    from dr_core.files import write_whole
+
+    folder.mkdir(exist_ok=True)
+    (folder / "goal.mp4").unlink(missing_ok=True)  # of an earlier start
+    write_video(folder / "goal.mp4", goal.frames, rate_hz, lossless=False)
+    (folder / "frame.png").write_bytes(cv2.imencode(".png", goal.frame[..., ::-1])[1].tobytes())
+    about = {"from": goal.source, "frames": len(goal.frames), "goal_frame": goal.index, "chosen_by": goal.chosen_by}
+    write_whole(folder / "goal.json", json.dumps({**about, "sha256": goal.sha256}, indent=1) + "\n")
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 
 from dr_core.agent.actor import ActorConfig, NetworkConfig
 from dr_core.agent.drqv2 import AgentConfig, DrQV2
-from dr_core.agent.loop import EVALUATION_SEED, SPARSE, VIDEO, AgentStage, LoopConfig
+from dr_core.agent.loop import EVALUATION_SEED, GOAL_VIDEO, SPARSE, VIDEO, AgentStage, LoopConfig, reward_columns
 from dr_core.agent.replay import Replay
 from dr_core.data.video import read_video
 from dr_core.rewards.combine import until_success
+from dr_core.rewards.genreward.encoders import CodecVideo
+from dr_core.rewards.genreward.forward_backward import FBConfig
+from dr_core.rewards.genreward.goal import Goal
+from dr_core.rewards.genreward.reward import GenReward, GenRewardConfig
 from dr_core.rewards.names import RewardName
 from dr_core.rewards.online import RewardConfig
 from dr_core.training import Metrics, read_metrics, train
@@ -64,6 +68,24 @@ class Squares:
         return frames
 
 
+class Blocks:
+    """A feature of a frame: how bright each block of 8 x 8 pixels is."""
+
+    name, size = "blocks", 64
+
+    def encode(self, frames: Frames) -> NDArray[np.float32]:
+        means = frames[..., 0].reshape(-1, 8, 8, 8, 8).mean((2, 4), dtype=np.float32)
+        return means.reshape(len(frames), -1) / np.float32(255.0)
+
+
+def goal_frames() -> Frames:
+    """The square goes to the left edge."""
+    squares = Squares()
+    squares.reset([0, 1])
+    steps = [squares.step(np.full((2, 2), (-1.0, 0.0), np.float32))[0][:1] for _ in range(2 * EPISODE)]
+    return np.concatenate(steps)
+
+
 class Run:
     """A training in a folder, begun or resumed by each call."""
 
@@ -75,19 +97,29 @@ class Run:
         environments, metrics = Squares(), Metrics(self.out)
         actor = ActorConfig(2, "square", 10.0, network=self.config.network)
         agent = DrQV2(actor, self.config.agent, self.config.seed)
+        reward = self.config.reward
+        goal = GenReward(reward.goal, GOAL, Blocks(), CodecVideo(Blocks()), 2) if reward.from_goal else None
         with Replay(
-            self.out / "replay", capacity=self.config.replay_capacity, action_size=2, reward_names=(VIDEO, SPARSE),
-            frame_stack=self.config.network.frame_stack,
+            self.out / "replay", capacity=self.config.replay_capacity, action_size=2,
+            reward_names=reward_columns(reward), frame_stack=self.config.network.frame_stack,
+            feature_size=goal.feature_size if goal else 0,
         ) as replay:  # fmt: skip
             stage = AgentStage(
                 self.config, agent, environments, replay, self.options.get("video"), self.options.get("experts"),
-                self.out,
+                self.out, goal,
             )  # fmt: skip
             stage.steps = rounds or stage.steps
             train(stage, self.out, metrics, log_every=1, checkpoint_every_s=0.0)
             self.digest, self.added = replay.digest(), replay.added
         metrics.close()
         return stage, environments
+
+
+GOAL = Goal(goal_frames(), 2 * EPISODE - 1, "last", "a drawing")
+GOAL_CONFIG = GenRewardConfig(
+    video_weight=0.5, fb_weight=0.1, video_motion=True, fb_density=True,
+    fb=FBConfig(size=16, hidden_size=64, batch_size=32, discount=0.9),
+)  # fmt: skip
 
 
 def losses(out: Path) -> list[tuple[int, float]]:
@@ -128,9 +160,9 @@ def test_it_acts_on_the_newest_frames_of_the_episode(tmp_path: Path, monkeypatch
         np.testing.assert_array_equal(episode[1:, ..., 3:6], newest[:-1])
 
 
-@pytest.mark.parametrize("reward", ["sparse", "rnd", "amp"])
+@pytest.mark.parametrize("reward", ["sparse", "rnd", "amp", "genreward"])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, reward: RewardName) -> None:
-    config = replace(CONFIG, reward=RewardConfig(reward, alpha=0.5))
+    config = replace(CONFIG, reward=RewardConfig(reward, alpha=0.5, goal=GOAL_CONFIG))
     experts = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
     whole, cut = (Run(tmp_path / name, config, experts=experts) for name in ("whole", "cut"))
     straight, _ = whole()
@@ -168,6 +200,58 @@ def test_the_terms_of_the_reward(tmp_path: Path) -> None:
     assert line["term_exploration"] > 0.0
     total = line["term_video"] + line["term_exploration"] + line["term_success"]
     assert line["batch_reward"] == pytest.approx(total, rel=1e-5)
+
+
+def test_the_terms_of_a_goal(tmp_path: Path) -> None:
+    """One by one in the metrics, by the one formula: neither has the share 1 - alpha, both have their own weight."""
+    lines = {}
+    for name, goal in (("one", GOAL_CONFIG), ("two", replace(GOAL_CONFIG, video_weight=1.0, fb_weight=0.0))):
+        reward = RewardConfig("genreward", alpha=0.25, centred=False, goal=goal)
+        Run(tmp_path / name, replace(CONFIG, frames=16 * 3, reward=reward))()
+        lines[name] = read_metrics(tmp_path / name / "metrics.jsonl")[-1]
+    one, two = lines["one"], lines["two"]
+    # With another reward from the first update on, the agents part; the second update's batch is of the same episodes.
+    assert one["term_video"] == two["term_video"] == 0.0 and one["term_exploration"] > 0.0
+    assert one["term_fb"] != 0.0 == two["term_fb"]
+    assert 0.0 < two["term_goal_video"] <= 1.0 and 0.0 < one["term_goal_video"] <= 0.5
+    for line in lines.values():
+        names = ("term_video", "term_exploration", "term_success", "term_goal_video", "term_fb")
+        assert line["batch_reward"] == pytest.approx(sum(line[name] for name in names), rel=1e-4)
+        assert {"fb_loss", "fb_orthonormality", "fb_measure"} <= set(line)
+
+
+def test_the_goal_terms_count_from_random_behaviour(tmp_path: Path) -> None:
+    """Centred, what all transitions have in common is no part of the forward–backward term, nor of the likeness."""
+    agent = replace(AGENT, batch_size=64)
+    reward = RewardConfig("genreward", alpha=0.0, goal=replace(GOAL_CONFIG, fb_weight=0.5))
+    stage, _ = Run(tmp_path / "run", replace(CONFIG, agent=agent, reward=reward))()
+    line = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert line["term_fb"] == pytest.approx(0.0, abs=1e-3) and abs(line["fb_measure"]) > 0.005
+    total, count = stage._random[GOAL_VIDEO]
+    assert count == 2 * 2 * EPISODE, "of the two rounds before the first update"
+    assert 0.0 < total / count < 1.0 / EPISODE, "one clip an episode, its cosine at most 1"
+
+
+def test_a_goal_and_a_reward_without_one_do_not_go_together(tmp_path: Path) -> None:
+    stage, _ = Run(tmp_path / "run", replace(CONFIG, reward=RewardConfig("genreward"), frames=16))()
+    for config, goal in ((CONFIG, stage._genreward), (stage.config, None)):
+        with pytest.raises(ValueError, match="do not belong together"):
+            AgentStage(config, stage.agent, Squares(), stage.replay, None, None, tmp_path, goal)
+
+
+def test_it_learns_to_move_the_square_from_a_goal_alone(tmp_path: Path) -> None:
+    """Without the sparse reward: r_fb draws it towards the goal frame."""
+    torch.set_num_threads(1)
+    agent = AgentConfig(batch_size=32, seed_steps=64, explore_steps=64, sigma_steps=300, learning_rate=1e-3)
+    goal = replace(GOAL_CONFIG, fb_weight=0.1, video_weight=0.0, fb=replace(GOAL_CONFIG.fb, learning_rate=1e-3))
+    reward = RewardConfig("genreward", alpha=0.0, success_weight=0.0, goal=goal)
+    config = replace(
+        CONFIG, frames=16 * 40, agent=agent, reward=reward, eval_every_frames=16 * 40, eval_episodes=20
+    )  # fmt: skip
+    Run(tmp_path / "run", config)()
+    evaluation = json.loads((tmp_path / "run" / "evaluations.jsonl").read_text())
+    print(f"success {evaluation['success']:.0%} from the goal frame alone")
+    assert evaluation["success"] >= 0.8
 
 
 def test_the_video_term_counts_from_random_behaviour(tmp_path: Path) -> None:

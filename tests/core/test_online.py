@@ -13,16 +13,16 @@ import torch
 from dr_core.errors import ConfigError
 from dr_core.presets import PRESETS
 from dr_core.rewards.model import RewardModel
-from dr_core.rewards.names import RewardName
+from dr_core.rewards.names import FROM_GOALS, RewardName
 from dr_core.rewards.online import RewardConfig, video_reward
 from dr_core.rewards.train import train_reward
 from dr_core.rewards.viper import PRESETS as VIPER_PRESETS
 from dr_core.rewards.viper import ViperModel
 from dr_core.training import read_metrics
 from tests.core.moving_square import moving_square, record_set
-from tests.core.test_loop import CONFIG, EPISODE, Run
+from tests.core.test_loop import CONFIG, EPISODE, GOAL_CONFIG, Run
 
-NEED_A_MODEL = ("default", "diffusion_reward", "likelihood", "viper", "viper_std")
+NEED_A_MODEL = ("default", "diffusion_reward", "likelihood", "viper", "viper_std", "genreward_diffusion")
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,16 @@ def test_an_agent_trains_from_each(tmp_path: Path, models: dict[str, Path], name
     experts = np.concatenate([moving_square(seed, expert=True) for seed in range(2)])
     score = video_reward(name, "push", model=models["model"], viper=models["viper"])
     assert (score is not None) == (name in NEED_A_MODEL)
-    config = replace(CONFIG, frames=2 * EPISODE * 3, reward=RewardConfig(name, alpha=0.5))
+    config = replace(CONFIG, frames=2 * EPISODE * 3, reward=RewardConfig(name, alpha=0.5, goal=GOAL_CONFIG))
     Run(tmp_path / "run", config, video=score, experts=experts)()
     line = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     assert line["loss"] > 0.0
     if name != "amp":  # whose reward of frames that are nothing like the experts' is 0
         assert (line["term_video"] != 0.0) == (name in NEED_A_MODEL)
     assert (line["term_exploration"] != 0.0) == (name != "sparse")
+    assert ("term_fb" in line) == (name in FROM_GOALS)
+    if name in FROM_GOALS:
+        assert line["term_fb"] != 0.0 and line["term_goal_video"] != 0.0
 
 
 @pytest.mark.parametrize("name", NEED_A_MODEL)
