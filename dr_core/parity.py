@@ -19,6 +19,7 @@ is right, and what follows is compared from the stored choice on.
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -43,6 +44,7 @@ from dr_core.rewards import entropy
 CODEC_PREFIX = "content_codec.model."
 TRANSFORMER_PREFIX = "transformer."
 BATCH = 32
+MAX_VECTORS_BYTES = 2**30
 """Frames computed together: all batches but the last have this size, since every new size costs oneDNN memory."""
 DEFAULT_SEED = 11
 STRIDE = 10
@@ -202,11 +204,14 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         if not zipfile.is_zipfile(path):  # np.load reads other formats as well
             raise ValueError("not a zip archive")
+        with zipfile.ZipFile(path) as members:
+            if sum(member.file_size for member in members.infolist()) > MAX_VECTORS_BYTES:
+                raise ValueError(f"more than {MAX_VECTORS_BYTES} bytes of arrays")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     # A damaged archive surprises its reader in many ways; none of them runs code.
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, SyntaxError, LookupError, TypeError,
-            RuntimeError, OverflowError, MemoryError) as error:  # fmt: skip
+            AttributeError, RuntimeError, OverflowError, MemoryError, tokenize.TokenError) as error:  # fmt: skip
         text = " ".join(str(error).split()) or type(error).__name__
         raise _wrong(path, "an .npz archive of plain arrays (pickles are never opened)", f"{text:.120}") from error
     foreign = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]

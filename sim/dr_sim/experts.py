@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -84,7 +85,7 @@ class AdroitExpert:
                 arrays = {name: archive[name].astype(np.float32) for name in archive.files if name in self.ARRAYS}
         # A damaged archive surprises its reader in many ways; none of them runs code.
         except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, SyntaxError, LookupError, TypeError,
-                AttributeError, RuntimeError, OverflowError, MemoryError) as error:  # fmt: skip
+                AttributeError, RuntimeError, OverflowError, MemoryError, tokenize.TokenError) as error:  # fmt: skip
             raise self._error(path, f"an unreadable file ({' '.join(str(error).split()):.120})") from error
         if missing:
             raise self._error(path, f"no {', '.join(missing)}")

@@ -30,8 +30,10 @@ from dr_core.data.episodes import read_episode
 from dr_core.data.images import ImageRule
 from dr_core.data.video import read_video, video_rate_hz
 from dr_core.errors import BagError, CheckpointError, ConfigError, UserError
+from dr_core.parity import compare
 from dr_core.rewards.model import RewardModel
 from dr_core.robot.evaluation import Curve, Results, Settings, read_results
+from dr_sim.experts import AdroitExpert
 from tests.faults.campaigns import samples, untrusted
 
 # By what an input costs; `make faults` reads ten thousand of each.
@@ -221,6 +223,29 @@ def test_a_video_that_names_other_files_is_refused(text: str, tmp_path: Path) ->
     (tmp_path / "list.avi").write_text(text)
     refused(lambda: read_video(tmp_path / "list.avi"), "a whole video", BagError)
     refused(lambda: video_rate_hz(tmp_path / "list.avi"), "a whole video", BagError)
+
+
+@pytest.mark.parametrize("read", [AdroitExpert, lambda path: compare(path, "")], ids=["expert", "vectors"])
+@pytest.mark.parametrize("shape", ["(3,", "(3, '", "(\0", "(10**18,)", "(-1,)", "(True,)"])
+def test_an_array_whose_header_is_no_header_is_refused(
+    read: Callable[[Path], object], shape: str, tmp_path: Path
+) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in AdroitExpert.ARRAYS:
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(12))
+    refused(lambda: read(tmp_path / "a.npz"), "an .npz archive")
+
+
+@pytest.mark.parametrize("read", [AdroitExpert, lambda path: compare(path, "")], ids=["expert", "vectors"])
+def test_an_archive_that_unpacks_to_gigabytes_is_refused_before(read: Callable[[Path], object], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("w0.npy", b"x" * 100)
+    packed = bytearray((tmp_path / "a.npz").read_bytes())
+    at = packed.index(b"PK\1\2") + 24  # the size of the member as the directory tells it
+    packed[at : at + 4] = (3 * 2**30).to_bytes(4, "little")
+    (tmp_path / "a.npz").write_bytes(packed)
+    refused(lambda: read(tmp_path / "a.npz"), "bytes of arrays")
 
 
 # ---- replay, evaluation, calibration ----
