@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -94,7 +95,7 @@ class Limits:
         if not self.hold_after_s <= self.stop_after_s:
             raise ValueError("hold_after_s is longer than stop_after_s")
 
-    @property
+    @cached_property
     def joint_bounds_rad(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Lower and upper bounds of the joints inside the margins."""
         return (

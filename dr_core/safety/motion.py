@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 REST = 1e-12  # m/s or rad/s below which nothing moves
 
@@ -36,8 +37,7 @@ class Axis:
         return cls(speed, used, 2.0 * used / jerk) if used > 0 else cls(0.0, 0.0, 0.0)
 
 
-@dataclass(frozen=True)
-class Outlook:
+class Outlook(NamedTuple):
     """One axis at the end of a step, before the leader's new speed u is chosen.
 
     If the leader stood still from then on, what is sent would still lead `way + way_gain * u` further. `velocity` is

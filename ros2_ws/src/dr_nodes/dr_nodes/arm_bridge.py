@@ -163,7 +163,7 @@ class ArmBridge(ManagedNode):
             return None
         stamp_ns, position, velocity = self.joints
         tool_stamp_ns, tool_m = self.tool
-        return RobotState(min(stamp_ns, tool_stamp_ns), tuple(position), tuple(velocity), tuple(tool_m))
+        return RobotState(min(stamp_ns, tool_stamp_ns), position, velocity, tool_m)
 
     def interlocks(self, now_ns: int) -> Interlocks:
         held = self.held_ns is not None and now_ns - self.held_ns < self.limits.hold_after_s * 1e9
@@ -221,7 +221,7 @@ class ArmBridge(ManagedNode):
             self.refuse(error)
             return
         if (stamp_ns := self.newer_ns(message.header.stamp, self.joints)) is not None:
-            self.joints = (stamp_ns, position, velocity)
+            self.joints = (stamp_ns, tuple(position.tolist()), tuple(velocity.tolist()))
 
     def on_tool_pose(self, message: Any) -> None:
         place = message.pose.position

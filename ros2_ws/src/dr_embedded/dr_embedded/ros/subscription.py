@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from dr_embedded import cyclone
@@ -76,27 +77,19 @@ class Subscription(Endpoint, Waitable):
     def conditions(self) -> tuple[int, ...]:
         return () if self._destroyed else (self._condition,)
 
-    def _take(self) -> tuple[Any, dict[str, Any]] | None:
-        """The next message (its bytes if raw) and where it comes from."""
-        if self._destroyed:
-            return None
-        sample = cyclone.take(self._reader)
+    def take_work(self) -> Work | None:
+        """Take the next message, as bytes if raw; with where it comes from if the callback wants that."""
+        sample = None if self._destroyed else cyclone.take(self._reader)
         if sample is None:
             return None
         data, info = sample
+        message = data if self.raw else deserialize(data, self.msg_type)
+        if not self._with_info:
+            return partial(self.callback, message)
         about = {
             "source_timestamp": info.source_timestamp,
             "received_timestamp": time.time_ns(),
             "publication_sequence_number": None,
             "reception_sequence_number": None,
         }
-        return (data if self.raw else deserialize(data, self.msg_type)), about
-
-    def take_work(self) -> Work | None:
-        taken = self._take()
-        if taken is None:
-            return None
-        message, about = taken
-        if self._with_info:
-            return lambda: self.callback(message, about)
-        return lambda: self.callback(message)
+        return partial(self.callback, message, about)
