@@ -30,6 +30,8 @@ COMMANDS = {
     "import-checkpoint": "dr_core.rewards.commands:ImportCheckpoint",
     "train-offline": "dr_core.agent.commands:TrainOffline",
     "parity": "dr_core.rewards.commands:Parity",
+    "goal-video": "dr_core.goals.commands:GoalVideo",
+    "finetune-goal": "dr_core.goals.commands:FinetuneGoal",
     "score": "dr_core.study.commands:Score",
     "study discrimination": "dr_core.study.commands:StudyDiscrimination",
     "report": "dr_core.study.commands:Report",
