@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.faults.rows import UNTRUSTED
 
-CAMPAIGNS = ("untrusted", "kill", "kill_node", "full", "power_cut")
+CAMPAIGNS = ("untrusted", "guided", "kill", "kill_node", "full", "power_cut")
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="inputs of each kind, or trials; by default what each campaign says")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", default=[], help="of untrusted input; all, if none is given")
-    parser.add_argument("--jobs", type=int, default=0, help="readers of untrusted input at once; default: the cores")
+    parser.add_argument("--jobs", type=int, default=0, help="readers of untrusted input at once; the cores by default")
     parser.add_argument("--keep", type=Path, help="folder for inputs that are faults")
     parser.add_argument("--out", type=Path, help="file for all figures, as JSON")
     arguments = parser.parse_args()
@@ -41,7 +41,7 @@ def _run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     module = import_module(f"tests.faults.campaigns.{name}")
     own = {"kinds": arguments.kinds, "keep": arguments.keep, "jobs": arguments.jobs}
-    extra = own if name == "untrusted" else {}
+    extra = own if name == "untrusted" else {"jobs": arguments.jobs} if name == "guided" else {}
     return dict(module.run(arguments.count or module.COUNT, arguments.seed, **extra))
 
 

@@ -477,7 +477,7 @@ def messages(work: Path) -> Kind:
         from dr_core.data.raw import Channel, RawMessage
 
         msgtype, _, data = (folder / "message").read_bytes().partition(b"\n")
-        message = RawMessage(Channel("/t", msgtype.decode(), "cdr", "", b"", ""), 5, memoryview(data))
+        message = RawMessage(Channel("/t", msgtype.decode(errors="replace"), "cdr", "", b"", ""), 5, memoryview(data))
         if message.channel.msgtype in (IMAGE, COMPRESSED_IMAGE):
             decode_image(message)
         elif message.channel.msgtype in (CAMERA_INFO, FLOAT_ARRAY, JOINT_STATE, STRING):

@@ -204,9 +204,9 @@ class _Reader:
         fault = ""
         try:
             self.watch.on = True
-            outcome = _outcome(lambda: self.kind.read(self.inputs), self.kind.refusals)
+            outcome = outcome_of(lambda: self.kind.read(self.inputs), self.kind.refusals)
         except BaseException as error:  # whatever it is, it is a fault
-            outcome, fault = "fault", _told(error)
+            outcome, fault = "fault", told_of(error)
         finally:
             self.watch.on = False
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -246,7 +246,7 @@ class _Watch:
                 self.events.append(f"open {real} {flags}")
 
 
-def _outcome(read: Callable[[], object], refusals: tuple[type[Exception], ...]) -> str:
+def outcome_of(read: Callable[[], object], refusals: tuple[type[Exception], ...]) -> str:
     from dr_core.errors import UserError
 
     try:
@@ -259,7 +259,7 @@ def _outcome(read: Callable[[], object], refusals: tuple[type[Exception], ...]) 
     return "read"
 
 
-def _told(error: BaseException) -> str:
+def told_of(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/campaigns/" not in frame.filename]
     own = [frame for frame in frames if "site-packages" not in frame.filename and "/lib/python" not in frame.filename]
     places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in (*own[-2:], *frames[-1:])]
