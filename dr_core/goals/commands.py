@@ -65,7 +65,7 @@ class GoalVideo:
     frame: str = ""
     """Choose the goal frame: last, or a number from 0."""
     size: int = 0
-    """Edge of the square frames in pixels; 0: that of the recording or the first frame. Imagined: always the model's."""
+    """Edge of the square frames in pixels; 0: as the recording or the first frame. Imagined ones: the model's."""
     crop: str = ""
     """How frames become square: none (they have to be), center, or x,y,width,height."""
     cache: Path = Path("runs/goal_cache")

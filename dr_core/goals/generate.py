@@ -49,7 +49,7 @@ class Generation:
     """How a goal video is drawn.
 
     Attributes:
-        num_frames: 0 takes what the pipeline is made for; else 1 more than a multiple of the VAE's steps in time (4).
+        num_frames: 0 takes what the pipeline is made for; else 1 more than a multiple of 8, twice the VAE's step in time.
         steps: of the denoising.
         guidance: weight of the text (classifier-free guidance); 1 is none.
     """
@@ -136,12 +136,13 @@ class GoalGenerator:
         Raises:
             ConfigError: a number that its VAE cannot make.
         """
-        count, ratio = wanted or self.pipeline.transformer.config.sample_frames, self.pipeline.vae_scale_factor_temporal
-        if (count - 1) % ratio or count <= ratio:
-            below = max(1, (count - 1) // ratio) * ratio + 1
+        count = wanted or self.pipeline.transformer.config.sample_frames
+        step = 2 * self.pipeline.vae_scale_factor_temporal  # the VAE decodes latents in pairs, after an odd first one
+        if (count - 1) % step or count <= step:
+            below = max(1, (count - 1) // step) * step + 1
             raise ConfigError(
                 "frames of the goal video",
-                expected=f"1 more than a multiple of {ratio}, such as {below}",
+                expected=f"1 more than a multiple of {step}, such as {below}",
                 found=str(count),
                 next_step="ask for such a number",
             )
@@ -206,11 +207,11 @@ class GoalGenerator:
                 callback_on_step_end=tell,
                 output_type="np",
             ).frames[0]
-        if not np.isfinite(video).all():
+        if len(video) != count or not np.isfinite(video).all():
             raise CheckpointError(
                 str(self.path),
-                expected="finite pixels",
-                found="others",
+                expected=f"{count} frames of finite pixels",
+                found=f"{len(video)} frames, or pixels that are no numbers",
                 next_step="give weights of the right precision, or another --lora",
             )
         pixels = (video * 255).round().astype(np.uint8)
