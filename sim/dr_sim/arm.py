@@ -86,6 +86,7 @@ class SimulatedArm(DrawnRobot):
     _mode: Mode
     _command: Vector  # (6,) or (7,) of the mode
     _commanded_s: float
+    _owed_s: float  # of simulated time, less than a step
     _reference: Vector  # (7,) where the servos should be
     _rotation: Vector  # (3, 3) how the tool should be turned, in mode twist
     _gripper_m: float
@@ -128,7 +129,7 @@ class SimulatedArm(DrawnRobot):
         self._data.joint("block").qpos[:] = [*block, 0.025, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
         self._data.mocap_pos[0] = [*goal, 0.001]
         self.estopped = False
-        self._gripper_m = 0.0
+        self._gripper_m = self._commanded_s = self._owed_s = 0.0
         self._hold()
         self._mujoco.mj_forward(self._model, self._data)
 
@@ -213,11 +214,18 @@ class SimulatedArm(DrawnRobot):
             self._gripper_m = float(self._data.qpos[7] + self._data.qpos[8])
             self.estopped = True
 
+    def age_command(self, seconds: float) -> None:
+        """The newest motion command is older by so much than simulated time says."""
+        self._commanded_s -= seconds
+
     def step(self, dt_s: float) -> None:
-        """Let `dt_s` of simulated time go by, to the nearest whole step of 2 ms."""
+        """Let `dt_s` of simulated time go by, in whole steps of 2 ms; what is left over counts for the next call."""
         timestep = self._model.opt.timestep
         every = round(TICK_S / timestep)
-        for _ in range(round(dt_s / timestep)):
+        self._owed_s += dt_s
+        steps = round(self._owed_s / timestep)
+        self._owed_s -= steps * timestep
+        for _ in range(steps):
             if round(self._data.time / timestep) % every == 0:
                 self._track()
             self._mujoco.mj_step(self._model, self._data)

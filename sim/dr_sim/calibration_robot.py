@@ -126,7 +126,7 @@ class CalibrationArm(SimulatedArm):
         self._mujoco.mj_forward(self._model, self._data)
 
     def step(self, dt_s: float) -> None:
-        """Let `dt_s` of simulated time go by, to the nearest whole step of 2 ms."""
+        """Let `dt_s` of simulated time go by, in whole steps of 2 ms; what is left over counts for the next call."""
         super().step(dt_s)
         self._mujoco.mj_camlight(self._model, self._data)  # the camera where the hand is now, not a step before
 

@@ -86,6 +86,12 @@ class SimulatedRobot(Protocol):
     def emergency_stop(self) -> None:
         """Halt where the arm is, at once; every command is ignored until `reset`."""
 
+    def age_command(self, seconds: float) -> None:
+        """The newest motion command is older by so much than simulated time says: time was left out, or it came late.
+
+        Negative where simulated time is behind the command's arrival.
+        """
+
     def step(self, dt_s: float) -> None:
         """Let `dt_s` of simulated time go by."""
 

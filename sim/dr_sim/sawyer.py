@@ -158,6 +158,10 @@ class SimulatedSawyer(DrawnRobot):
             self._width_m = self.gripper_width_m
             self.estopped = True
 
+    def age_command(self, seconds: float) -> None:
+        """The newest motion command is older by so much than simulated time says."""
+        self._commanded_s -= seconds
+
     def step(self, dt_s: float) -> None:
         """Let `dt_s` of simulated time go by, in whole steps of 12.5 ms; what is left over counts for the next call."""
         self._owed_s += dt_s

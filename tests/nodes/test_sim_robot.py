@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -173,6 +174,49 @@ def test_it_obeys_a_twist_until_the_timeout(watcher: Watcher) -> None:
     assert 0.05 < after[1] - before[1] < 0.25 and np.abs(after - before)[[0, 2]].max() < 0.01
     watcher.spin(0.5)
     assert watcher.tool() == pytest.approx(after, abs=0.002)
+
+
+def test_a_command_ends_in_time_though_its_process_stood_still(watcher: Watcher, process: NodeProcess) -> None:
+    """The last one waits unread for longer than the timeout, as behind a slow picture; then the arm does not move."""
+    watcher.send(TOPICS["twist"], twist(y=0.1), 0.6)
+    watcher.until(lambda: max(map(abs, watcher.newest[TOPICS["joint_states"]].velocity)) > 0.05)
+    process.process.send_signal(signal.SIGSTOP)
+    try:
+        watcher.spin(0.2)  # what was under way has come
+        before = watcher.newest[TOPICS["tool_pose"]].pose.position.y
+        watcher.send(TOPICS["twist"], twist(y=0.1), 0.1)
+        watcher.spin(0.8)
+    finally:
+        process.process.send_signal(signal.SIGCONT)
+    after = watcher.tool()
+    assert after[1] - before < 0.02  # the way of 0.2 s; the timeout's would be 0.05
+    watcher.spin(0.3)
+    assert watcher.tool() == pytest.approx(after, abs=0.002)
+
+
+def test_a_command_ends_in_time_though_pictures_take_long(start_node: Any, node: Any, spin_until: Any) -> None:
+    """More pictures are asked for than can be drawn. Times are those of the states and of the sent commands."""
+    from sensor_msgs.msg import JointState
+
+    common = {"robot_file": ROBOT_FILE, "width": 1280, "height": 960, "camera_rate_hz": 120.0}
+    start_node("sim_robot", namespace="drawing", **common)
+    watcher = Watcher(node, spin_until, "drawing")
+    moving_s: list[float] = []
+
+    def note(message: Any) -> None:
+        if max(map(abs, message.velocity)) > 0.01:
+            moving_s.append(message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec)
+
+    node.create_subscription(JointState, watcher.full(TOPICS["joint_states"]), note, 50)
+    watcher.watch(JointState, TOPICS["joint_states"])
+    watcher.seen(TOPICS["joint_states"])
+    for _ in range(3):
+        watcher.send(TOPICS["twist"], twist(y=0.1), 0.9)
+        sent_s = time.time()  # the last one, 0.05 s ago
+        watcher.spin(1.5)
+        assert sent_s - 0.1 < moving_s[-1] < sent_s + 0.2 + 0.1  # the timeout, and the way to rest
+        watcher.send(TOPICS["twist"], twist(y=-0.1), 0.9)
+        watcher.spin(0.5)
 
 
 def test_it_ignores_what_is_no_number(watcher: Watcher) -> None:

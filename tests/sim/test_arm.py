@@ -117,6 +117,27 @@ def test_commands_time_out(arm: SimulatedArm) -> None:
     assert arm.tool_pose[0][1] > held[1] + 0.03
 
 
+def test_a_command_ages_by_time_that_is_left_out(arm: SimulatedArm) -> None:
+    drive(arm, [0.0, 0.2, 0.0], 0.5)
+    arm.age_command(0.1)
+    arm.step(0.05)  # the command's age is 0.1 + 0.1 s
+    assert not arm.holding
+    arm.step(0.02)
+    assert arm.holding
+    drive(arm, [0.0, 0.2, 0.0], 0.5)
+    before = arm.tool_pose[0]
+    arm.age_command(arm.command_timeout_s)
+    arm.step(0.2)
+    assert arm.holding and np.linalg.norm(arm.tool_pose[0] - before) < 0.005
+    assert np.abs(arm.joint_velocities).max() < 0.01
+
+
+def test_no_simulated_time_is_lost(arm: SimulatedArm) -> None:
+    for _ in range(1000):
+        arm.step(0.0009)
+    assert arm.time_s == pytest.approx(0.9, abs=0.002)
+
+
 def test_emergency_stop_is_at_once_and_latched(arm: SimulatedArm) -> None:
     drive(arm, [0.0, 0.2, 0.0], 0.5)
     before = arm.tool_pose[0]

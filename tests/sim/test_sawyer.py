@@ -96,6 +96,15 @@ def test_commands_time_out(sawyer: SimulatedSawyer) -> None:
     assert sawyer.tool_pose[0][0] > held[0] + 0.03
 
 
+def test_a_command_ages_by_time_that_is_left_out(sawyer: SimulatedSawyer) -> None:
+    drive(sawyer, [0.2, 0.0, 0.0], 0.5)
+    assert not sawyer.holding
+    before = sawyer.tool_pose[0]
+    sawyer.age_command(sawyer.command_timeout_s)
+    sawyer.step(0.2)
+    assert sawyer.holding and sawyer.tool_pose[0][0] - before[0] < 0.02
+
+
 def test_emergency_stop_is_at_once_and_latched(sawyer: SimulatedSawyer) -> None:
     drive(sawyer, [0.3, 0.0, 0.0], 0.4)
     before, width = sawyer.tool_pose[0], sawyer.gripper_width_m

@@ -40,7 +40,7 @@ PARAMETERS = (
     Param("board", "charuco:7x5:30mm:22mm:4X4_50", "what the camera of panda-calibration looks at"),
     Param("camera_bump_m", 0.0, "so far the camera of panda-calibration was knocked aside", 0.0, 0.1),
     Param("camera_bump_deg", 0.0, "so far it was turned", 0.0, 45.0),
-    Param("command_timeout_s", 0.2, "without a command for so long, the arm holds its position", 0.0, 10.0),
+    Param("command_timeout_s", 0.2, "so long after a command was sent, the arm holds its position", 0.0, 10.0),
     *IMAGE_QOS,
 )
 # A slow picture is caught up with; after a longer pause of the process the simulation goes on where it was.
@@ -64,6 +64,7 @@ class SimRobot(ManagedNode):
         arm = make_robot(self.value("task"), self.robot.joints, **options, board=board, camera_bump=bump)
         self.seed = self.value("seed")
         arm.reset(self.seed)
+        self.stepped_s = time.monotonic()
         self.k, self.distortion = arm.camera_matrix(), arm.camera_distortion
         self.arm = arm
         sensor, latched = image_qos(self), QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -88,15 +89,16 @@ class SimRobot(ManagedNode):
                 (JointTrajectory, topics.trajectory, self.on_trajectory),
                 (Float64MultiArray, topics.joint_positions, partial(self.on_numbers, "command_joint_positions")),
                 (Float64MultiArray, topics.joint_velocities, partial(self.on_numbers, "command_joint_velocities")),
-                (Float64, topics.gripper, partial(self.on_numbers, "command_gripper")),
+                (Float64, topics.gripper, self.on_gripper),
                 (Bool, topics.estop, self.on_estop),
             )
         ]
         self.reset_service = self.create_service(Trigger, "~/reset", self.on_reset)
 
     def activate(self) -> None:
-        self.stepped_s = self.window_s = time.monotonic()
-        self.simulated_s = 0.0
+        now_s = self.window_s = time.monotonic()
+        self.arm.age_command(now_s - self.stepped_s)
+        self.stepped_s, self.simulated_s = now_s, 0.0
         self.timers_ = [
             self.create_timer(1.0 / self.value("rate_hz"), self.tick),
             self.create_timer(1.0 / self.value("camera_rate_hz"), self.take_picture),
@@ -120,9 +122,11 @@ class SimRobot(ManagedNode):
         self.destroy_service(self.reset_service)
 
     def catch_up(self) -> int:
-        """Let the time go by until now; returns the stamp of the new state."""
+        """Let the time go by until now; returns the stamp of the new state. Commands age also by what is left out."""
         now_s, stamp_ns = time.monotonic(), self.now_ns()
-        step_s = min(now_s - self.stepped_s, LONGEST_STEP_S)
+        passed_s = now_s - self.stepped_s
+        step_s = min(passed_s, LONGEST_STEP_S)
+        self.arm.age_command(passed_s - step_s)
         self.stepped_s = now_s
         self.simulated_s += step_s
         self.arm.step(step_s)
@@ -167,13 +171,13 @@ class SimRobot(ManagedNode):
         level, words = (OK, "in real time") if factor > 0.95 else (WARN, f"at {factor:.2f} of real time")
         self.diagnostics.set("simulation", level, words, factor=f"{factor:.3f}")
 
-    def on_twist(self, message: Any) -> None:
+    def on_twist(self, message: Any, info: Any) -> None:
         values = np.array(twist_to_values(message))
         if values[3:].any() and not self.arm.tool_turns:
             self.get_logger().warning("the tool of this robot does not turn: rotation is ignored", once=True)
-        self.command("command_twist", values[:3], values[3:])
+        self.move(info, "command_twist", values[:3], values[3:])
 
-    def on_trajectory(self, message: Any) -> None:
+    def on_trajectory(self, message: Any, info: Any) -> None:
         """The arm goes straight to the last point."""
         if not message.points:
             return
@@ -183,17 +187,32 @@ class SimRobot(ManagedNode):
         except UserError as error:
             self.get_logger().warning(f"joint trajectory ignored: {error}", throttle_duration_sec=1.0)
             return
-        self.command("command_joint_positions", positions)
+        self.move(info, "command_joint_positions", positions)
 
-    def on_numbers(self, command: str, message: Any) -> None:
-        self.command(command, np.array(message.data))
+    def on_numbers(self, command: str, message: Any, info: Any) -> None:
+        self.move(info, command, np.array(message.data))
 
-    def command(self, command: str, *values: Any) -> None:
+    def on_gripper(self, message: Any) -> None:
+        self.command("command_gripper", message.data)
+
+    def move(self, info: Any, command: str, *values: Any) -> None:
+        """A command of motion counts from when it was sent, however long a picture or the machine has kept it waiting.
+
+        Where the middleware does not say when that was, it counts from now.
+        """
+        if self.command(command, *values):
+            sent_ns = info["source_timestamp"]
+            waited_s = max(0.0, (time.time_ns() - sent_ns) * 1e-9) if sent_ns > 0 else 0.0
+            self.arm.age_command(waited_s - (time.monotonic() - self.stepped_s))
+
+    def command(self, command: str, *values: Any) -> bool:
         """Hand a command to the arm; one that is no number or that it does not take is ignored, as by a real one."""
         try:
             getattr(self.arm, command)(*values)
         except ValueError as error:
             self.get_logger().warning(f"command ignored: {error}", throttle_duration_sec=1.0)
+            return False
+        return True
 
     def on_estop(self, message: Any) -> None:
         if message.data and not self.arm.estopped:
