@@ -79,8 +79,8 @@ class LoopConfig:
         for name in ("frames", "eval_every_frames", "eval_episodes", "replay_capacity"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
-        if self.reward.centred and self.agent.discount == 1.0:
-            raise ValueError("agent.discount = 1 needs reward.centred = false")
+        if (self.reward.centred or self.reward.from_goal) and self.agent.discount == 1.0:
+            raise ValueError("agent.discount = 1 needs reward.centred = false, and no goal video")
 
 
 PRESETS: dict[str, LoopConfig] = {
@@ -109,7 +109,10 @@ PRESETS: dict[str, LoopConfig] = {
         network=NetworkConfig(strides=(3, 2, 1, 1), hidden_size=256),
     ),
     # 3.1 million steps of the agent; here in simulator steps at the action repeat of most tasks.
-    "paper": LoopConfig(frames=6_200_000, reward=RewardConfig(centred=False, until_success=False)),
+    "paper": LoopConfig(
+        frames=6_200_000,
+        reward=RewardConfig(centred=False, until_success=False, goal=GenRewardConfig(fb=FBConfig(update_every=4))),
+    ),
 }
 """Where a user's settings start from."""
 
@@ -240,9 +243,11 @@ class AgentStage:
         settings = self.config.reward
         video, novelty = self._centred(batch, VIDEO), np.zeros_like(batch.rewards[VIDEO])
         goal_video = fb = np.float32(0.0)
-        if self._genreward is not None and batch.window is not None:
+        if self._genreward is not None and batch.features is not None:
             goal_video = settings.goal.video_weight * self._centred(batch, GOAL_VIDEO)
-            fb = settings.goal.fb_weight * self._genreward.reach(batch.window, centred=settings.centred)
+            # Of the first step, for each of them: another two passes of F would cost more than they tell.
+            reach = self._genreward.reach(batch.features, batch.actions, centred=settings.centred)
+            fb = settings.goal.fb_weight * self._steps_of(batch) * reach
         if self._rnd is not None or self._amp is not None:
             newest = np.ascontiguousarray(batch.next_frames[:, -3:].transpose(0, 2, 3, 1))  # (B, H, W, 3)
         if self._rnd is not None:
@@ -267,8 +272,11 @@ class AgentStage:
         if not self.config.reward.centred:
             return values
         total, count = self._random[name]
-        # discounts is γ^n, so that the fraction is 1 + γ + ... + γ^(n - 1).
-        return values - np.float32(total / count) * (1.0 - batch.discounts) / (1.0 - self.config.agent.discount)
+        return values - np.float32(total / count) * self._steps_of(batch)
+
+    def _steps_of(self, batch: Batch) -> NDArray[np.float32]:
+        """1 + γ + ... + γ^(n - 1) of each transition, (B,); its discount is γ^n."""
+        return (1.0 - batch.discounts) / (1.0 - self.config.agent.discount)
 
     def _seen(self, frames: Sequence[Frames]) -> Frames:
         """What the agent sees of the frames (N, H, W, 3) of running episodes: (N, H, W, 3 * frame_stack)."""

@@ -49,20 +49,6 @@ class ReplayError(UserError):
     """A replay on disk does not fit what is asked of it, or its disk is full."""
 
 
-class Window(NamedTuple):
-    """The n_step single steps inside of each of B transitions; those behind an episode's end repeat its last one.
-
-    Attributes:
-        features: (B, n, D) float32, of the frame of each step.
-        actions: (B, n, action_size) float32.
-        weights: (B, n) float32: γ^i, 0 behind the end.
-    """
-
-    features: NDArray[np.float32]
-    actions: NDArray[np.float32]
-    weights: NDArray[np.float32]
-
-
 class Batch(NamedTuple):
     """B transitions, each over k ≤ n_step steps of one episode.
 
@@ -72,7 +58,7 @@ class Batch(NamedTuple):
         rewards: by name, (B,) float32: r_0 + γ·r_1 + … + γ^(k-1)·r_(k-1).
         discounts: (B,) float32: γ^k; 0 where ``next_frames`` is terminal.
         next_frames: as ``frames``, k steps later.
-        window: the steps one by one, where the replay has features.
+        features: (B, feature_size) float32 of the newest of ``frames``, where the replay has any.
     """
 
     frames: NDArray[np.uint8]
@@ -80,7 +66,7 @@ class Batch(NamedTuple):
     rewards: dict[str, NDArray[np.float32]]
     discounts: NDArray[np.float32]
     next_frames: NDArray[np.uint8]
-    window: Window | None = None
+    features: NDArray[np.float32] | None = None
 
 
 _EPISODE = np.dtype(
@@ -310,7 +296,7 @@ class Replay:
             rewards=dict(zip(self.reward_names, sums, strict=True)),
             discounts=discounts.astype(np.float32),
             next_frames=next_frames,
-            window=self._window(rows=(first[:, None] + window) % self._slots, steps=steps, weights=weights),
+            features=self._features[(first + t) % self._slots] if self.feature_size else None,
         )
 
     def sample_steps(self, batch: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
@@ -333,14 +319,6 @@ class Replay:
         behind = (rows + 1) % self._slots
         actions = self._steps[:, : self.action_size]
         return self._features[rows], actions[rows], self._features[behind], actions[behind]
-
-    def _window(
-        self, rows: NDArray[np.int64], steps: NDArray[np.float32], weights: NDArray[np.float64]
-    ) -> Window | None:
-        """The single steps in ``rows`` (B, n), whose numbers are ``steps`` (B, n, action_size + rewards)."""
-        if not self.feature_size:
-            return None
-        return Window(self._features[rows], steps[:, :, : self.action_size], weights.astype(np.float32))
 
     def digest(self) -> str:
         """sha256 of the episodes that can be drawn from, in their order; not of where they lie in the files."""

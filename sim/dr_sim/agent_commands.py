@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dr_core.agent.loop import LoopConfig
-    from dr_core.rewards.genreward.encoders import FrameEncoder
+    from dr_core.rewards.genreward.encoders import FrameEncoder, VideoEncoder
     from dr_core.rewards.genreward.goal import Goal
     from dr_core.rewards.genreward.reward import GenReward
     from dr_core.rewards.model import RewardModel
@@ -57,12 +57,20 @@ class TrainAgent:
     experts: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
     """Expert episodes, for amp; for genreward, the first one that succeeds is the goal, if none is given."""
     goal: Path | None = None
-    """Goal video for genreward: a video file or a bag. Left out: one of --experts, else what the reward model imagines
-    from the first frame of the task."""
+    """Goal video for genreward: a video file, a bag, or a directory with one of the task (TASK.mp4, or recorded of it).
+    Left out: one of --experts, else what the reward model imagines from the first frame of the task."""
     goal_frame: str = "last"
     """Goal frame in that video: last, or its number from 0."""
     goal_picture: Path | None = None
     """JPEG or PNG of the goal: the goal frame is the one most like it."""
+    goal_text: str | None = None
+    """What the goal looks like: the goal frame is the one that CLIP finds most like it."""
+    clip: Path | None = None
+    """Directory of a CLIP model, for --goal-text."""
+    frame_encoder: Path | None = None
+    """Directory of a DINOv2 model whose features genreward learns on; left out: the codec of the reward model."""
+    video_encoder: Path | None = None
+    """Directory of a CogVideoX pipeline or its VAE, whose latents clips are compared by; left out: the same codec."""
     goal_unfamiliar: bool = False
     """Take a goal video even if it looks like nothing the reward model was trained on."""
     preset: Literal["default", "paper"] = "default"
@@ -119,8 +127,11 @@ class TrainAgent:
                 {**to_mapping(config), "task": environments.task, "envs": self.envs, **about_goal},
                 "another task, goal, number of environments or setting",
             )
+            if genreward is not None:
+                keep_goal(genreward.goal, self.out / "goal", environments.rate_hz)
             learned: dict[str, object] = {"reward": self.reward, "seed": config.seed, "frames": config.frames}
-            learned |= about_goal
+            if genreward is not None:
+                learned |= {**about_goal, "goal_from": genreward.goal.source}
             if self.model is not None:
                 manifest = json.loads((self.model / "manifest.json").read_text(encoding="utf-8"))
                 check_same_view(manifest, environments.task, environments.render, environments.rate_hz)
@@ -166,6 +177,7 @@ class TrainAgent:
         self, config: LoopConfig, environments: VectorEnvironment, device: str
     ) -> tuple[GenReward, dict[str, object]]:
         """The terms of the goal, and what a training that goes on must have the same; the goal is in OUT/goal."""
+        from dr_core.goals.encoders import CogVideoXLatents, Dinov2Frames
         from dr_core.rewards.genreward.encoders import CodecFrames, CodecVideo
         from dr_core.rewards.genreward.reward import GenReward
         from dr_core.rewards.model import RewardModel
@@ -176,26 +188,33 @@ class TrainAgent:
                 next_step="give it with --model",
             )  # fmt: skip
         model = RewardModel.load(self.model, device)
-        encoder = CodecFrames(model)
-        goal = self.read_goal(model, environments, encoder)
-        keep_goal(goal, self.out / "goal", environments.rate_hz)
-        video = CodecVideo(encoder)
+        encoder: FrameEncoder = CodecFrames(model)
+        video: VideoEncoder = CodecVideo(encoder)
+        if self.frame_encoder is not None:
+            encoder = Dinov2Frames(self.frame_encoder, device)
+        if self.video_encoder is not None:
+            video = CogVideoXLatents(self.video_encoder, device)
+        goal = self.read_goal(model, environments, encoder, device)
         terms = GenReward(
             config.reward.goal, goal, encoder, video, environments.action_size, config.seed, device=device
         )
-        facts: dict[str, object] = {"goal_sha256": goal.sha256, "goal_from": goal.source, "goal_frame": goal.index}
-        return terms, {**facts, "frame_encoder": encoder.name, "video_encoder": video.name}
+        return terms, {"goal": goal.sha256, "frame_encoder": encoder.name, "video_encoder": video.name}
 
-    def read_goal(self, model: RewardModel, environments: VectorEnvironment, encoder: FrameEncoder) -> Goal:
+    def read_goal(
+        self, model: RewardModel, environments: VectorEnvironment, encoder: FrameEncoder, device: str
+    ) -> Goal:
         """The goal video that was given, an expert's, or an imagined one, and the goal frame in it."""
+        from dr_core.goals.encoders import ClipMatcher
         from dr_core.goals.imagine import imagine
         from dr_core.rewards.genreward.goal import (
             Goal,
             choose_frame,
             goal_of_experts,
             most_like_picture,
+            most_like_text,
             read_goal,
             read_picture,
+            require_text,
         )
 
         experts = tuple(itertools.chain(*self.experts))
@@ -208,12 +227,25 @@ class TrainAgent:
         else:
             first = environments.reset([IMAGINED_SEED] * environments.num)[:1]  # (1, H, W, 3)
             frames, source = imagine(model, first, IMAGINED_FRAMES, self.seed), f"imagined, seed {self.seed}"
-        if self.goal_picture is not None and self.goal_frame != "last":
+        if self.goal_text is not None:
+            require_text(self.goal_text)
+        ways = [self.goal_frame != "last", self.goal_picture is not None, self.goal_text is not None]
+        if sum(ways) > 1:
             raise ConfigError(
-                "goal frame", expected="--goal-frame or --goal-picture", found="both", next_step="leave one out"
-            )
+                "goal frame", expected="one of --goal-frame, --goal-picture and --goal-text", found=f"{sum(ways)}",
+                next_step="leave the others out",
+            )  # fmt: skip
         if self.goal_picture is not None:
             index, chosen_by = most_like_picture(frames, read_picture(self.goal_picture, model), encoder)
+        elif self.goal_text is not None:
+            if self.clip is None:
+                raise ConfigError(
+                    "--goal-text",
+                    expected="the directory of a CLIP model",
+                    found="none",
+                    next_step="give it with --clip",
+                )
+            index, chosen_by = most_like_text(frames, self.goal_text, ClipMatcher(self.clip, device))
         else:
             index, chosen_by = choose_frame(frames, self.goal_frame)
         return Goal(frames, index, chosen_by, source)

@@ -15,7 +15,9 @@ from dr_core.rewards.names import RewardName
 
 COLUMNS = 4
 COLOURED = ("diffusion_reward", "rnd", "amp", "default", "viper", "viper_std", "sparse")
-"""Rewards in the order of the colours; the others are grey."""
+"""Rewards in the order of the colours."""
+FURTHER = {"genreward": "#999933", "genreward_diffusion": "#882255"}
+"""Colours of some more; the others are grey."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def curves_figure(evaluations: Sequence[Evaluation], tasks: Sequence[str]) -> by
 
     from dr_core.study.plots import COLOURS, DPI, png
 
-    colours = {**dict.fromkeys(get_args(RewardName), "#999999"), **dict(zip(COLOURED, COLOURS, strict=True))}
+    colours = {**dict.fromkeys(get_args(RewardName), "#999999"), **dict(zip(COLOURED, COLOURS, strict=True)), **FURTHER}
     curves = learning_curves(evaluations)
     timed = any(point.trained_s is not None for points in curves.values() for point in points)
     columns = min(len(tasks), COLUMNS)

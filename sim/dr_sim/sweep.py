@@ -96,7 +96,9 @@ class Sweep:
     viper: Path | None = None
     """VIPER model, for viper and viper_std."""
     experts: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
-    """Expert episodes, for amp."""
+    """Expert episodes, for amp, and goals for genreward."""
+    goal: Path | None = None
+    """Goal video for genreward, or a directory with one of each task, as for train-agent."""
     envs: int | None = None
     """Environments side by side in each training; left out: one for each core, with --ray as many as --ray-cpus."""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
@@ -156,7 +158,7 @@ class Sweep:
 
     def inputs(self) -> list[tuple[str, Path]]:
         """What trainings read: option and path."""
-        chosen = [("--model", self.model), ("--viper", self.viper)]
+        chosen = [("--model", self.model), ("--viper", self.viper), ("--goal", self.goal)]
         chosen += [("--experts", path) for path in itertools.chain(*self.experts)]
         return [(flag, path) for flag, path in chosen if path is not None]
 

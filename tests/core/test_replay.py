@@ -87,7 +87,7 @@ def check(batch: Batch, episodes: dict[int, Episode], n_step: int, stack: int) -
     drawn: list[tuple[int, int]] = [(number, t) for number, t in batch.actions.astype(int).tolist()]
     want = {(number, t): transition(episodes[number], t, n_step, stack) for number, t in set(drawn)}
     got = {**batch._asdict(), **batch.rewards}
-    del got["rewards"], got["window"]
+    del got["rewards"], got["features"]
     for name, values in got.items():
         expected = np.stack([want[one][name] for one in drawn])
         in_memory = values.transpose(0, 2, 3, 1) if values.ndim == 4 else values  # channels last
@@ -354,12 +354,12 @@ def test_one_changed_byte_costs_its_episode(tmp_path: Path) -> None:
 
 def test_features_of_frames_are_kept_drawn_and_hashed(tmp_path: Path) -> None:
     """Feature i of an episode is (its number, i); the ring of 40 frames wraps around and drops the first ones."""
-    lengths, n_step = [9, 1, 5, 12, 2, 8], 3
+    lengths = [9, 1, 5, 12, 2, 8]
 
     def features_of(number: int) -> NDArray[np.float32]:
         return np.stack([np.full(lengths[number] + 1, number), np.arange(lengths[number] + 1)], 1).astype(np.float32)
 
-    with open_replay(tmp_path, 40, n_step=n_step, feature_size=2) as replay:
+    with open_replay(tmp_path, 40, feature_size=2) as replay:
         for number, length in enumerate(lengths):
             replay.add(*episode(number, length), features=features_of(number))
         with pytest.raises(ValueError, match="features None"):
@@ -368,16 +368,8 @@ def test_features_of_frames_are_kept_drawn_and_hashed(tmp_path: Path) -> None:
             replay.add(*episode(9, 4), features=np.full((5, 2), np.nan, np.float32))
         held = ring({i: episode(i, length) for i, length in enumerate(lengths)}, 40)
         batch = replay.sample(500, np.random.default_rng(0))
-        window = batch.window
-        assert window is not None
-        for action, features, actions, weights in zip(batch.actions, *window, strict=True):
-            number, t = action.astype(int)
-            last = lengths[number] - 1
-            steps = [min(t + i, last) for i in range(n_step)]
-            np.testing.assert_array_equal(features, [(number, step) for step in steps])
-            np.testing.assert_array_equal(actions, [(number, step) for step in steps])
-            wanted = [GAMMA**i if t + i <= last else 0.0 for i in range(n_step)]
-            np.testing.assert_allclose(weights, wanted, rtol=1e-6)
+        assert batch.features is not None and {tuple(one) for one in batch.features.astype(int)} == steps_of(held)
+        np.testing.assert_array_equal(batch.features, batch.actions)
         here, action, behind, next_action = replay.sample_steps(500, np.random.default_rng(0))
         np.testing.assert_array_equal(here, action)
         np.testing.assert_array_equal(behind, next_action)
@@ -388,7 +380,7 @@ def test_features_of_frames_are_kept_drawn_and_hashed(tmp_path: Path) -> None:
     with (tmp_path / "features.bin").open("r+b") as file:
         file.seek(8 * ((sum(lengths[:3]) + 3 + 4) % 41))  # of episode 3; 41 rows are in the file
         file.write(b"\x01\x02\x03\x04")
-    with open_replay(tmp_path, 40, n_step=n_step, feature_size=2) as replay:
+    with open_replay(tmp_path, 40, feature_size=2) as replay:
         assert replay.skipped == ("episode 3 (12 transitions) is damaged: data changed or cut off",)
         assert replay.digest() != digest
     with pytest.raises(ReplayError, match="feature_size"):
@@ -398,7 +390,7 @@ def test_features_of_frames_are_kept_drawn_and_hashed(tmp_path: Path) -> None:
 def test_without_features_none_are_drawn(tmp_path: Path) -> None:
     with open_replay(tmp_path) as replay:
         replay.add(*episode(0, 9))
-        assert replay.sample(3, np.random.default_rng(0)).window is None
+        assert replay.sample(3, np.random.default_rng(0)).features is None
         with pytest.raises(ValueError, match="no features"):
             replay.sample_steps(3, np.random.default_rng(0))
         with pytest.raises(ValueError, match="features"):

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from dr_core.codec.fsq import FSQCodec
 from dr_core.codec.train import to_images
@@ -64,8 +65,8 @@ class CodecFrames:
 
     def __init__(self, model: RewardModel) -> None:
         self._model = model
-        grid_rows, grid_columns = model.networks.codec.grid
-        self.size = model.networks.codec.code_features().shape[1] * grid_rows * grid_columns
+        edge = model.config.image.size
+        self.size = self.encode(np.zeros((1, edge, edge, 3), np.uint8)).shape[1]
         self.name = f"codec {model.model_hash[:16]}"
 
     @torch.inference_mode()
@@ -82,7 +83,8 @@ class CodecFrames:
         if isinstance(codec, FSQCodec):
             latents = 2.0 * latents / (codec.levels - 1).view(1, -1, 1, 1) - 1.0
         else:
-            latents = latents / codec.codebook.embedding.weight.std().clamp(min=1e-12)
+            # 2 x 2 cells together: a quarter of 4096 numbers a frame.
+            latents = functional.avg_pool2d(latents / codec.codebook.embedding.weight.std().clamp(min=1e-12), 2)
         return latents.flatten(1).cpu().numpy()
 
 

@@ -54,7 +54,7 @@ class Goal:
 
 
 def read_goal(path: Path, model: RewardModel, *, task: str | None = None, unfamiliar: bool = False) -> Frames:
-    """The frames of a goal video: a video file, a bag, or a directory that holds one of them.
+    """The frames of a goal video: a video file, a bag, or a directory that holds one, or one of the task.
 
     Larger pictures are reduced by the image rule of the model, as its training pictures were. Its frame rate and length
     do not matter, as clips are compared by a fixed number of frames.
@@ -65,16 +65,12 @@ def read_goal(path: Path, model: RewardModel, *, task: str | None = None, unfami
         unfamiliar: take it even if they do not.
 
     Raises:
-        BagError: nothing there, several episodes, a damaged one, or frames of another aspect.
+        BagError: nothing there, none or several of the task, a damaged one, or frames of another aspect.
         ConfigError: too short, too small, or unlike what the model was trained on.
     """
-    episodes = find_episodes([path])
-    if len(episodes) != 1:
-        raise BagError(
-            str(path), expected="one goal video", found=f"{len(episodes)} episodes", next_step="name one of them"
-        )
-    refuse_small(episodes[0], model.config.image.size)
-    frames = read_episode(episodes[0], rule=model.config.image).frames
+    path = _one_of(path, task)
+    refuse_small(path, model.config.image.size)
+    frames = read_episode(path, rule=model.config.image).frames
     if len(frames) < FEWEST_FRAMES:
         raise ConfigError(
             str(path), expected=f"a goal video of at least {FEWEST_FRAMES} frames", found=str(len(frames)),
@@ -93,11 +89,29 @@ def goal_of_experts(paths: tuple[Path, ...], model: RewardModel, task: str) -> t
     """
     for path in find_episodes(paths):
         metadata = read_metadata(path)
-        if metadata.outcome == "success" and metadata.task.removesuffix("-v3") == task.removesuffix("-v3"):
+        if metadata.outcome == "success" and _same_task(metadata.task, task):
             return read_goal(path, model, task=task), path
     raise ConfigError(
         "--experts", expected=f"a successful episode of {task}", found="none", next_step="give --goal FILE_OR_BAG"
     )
+
+
+def _one_of(path: Path, task: str | None) -> Path:
+    """The one episode at or below ``path``; of several, the one that is named after the task, or recorded of it."""
+    episodes = find_episodes([path])
+    if len(episodes) > 1 and task is not None:
+        named = [one for one in episodes if _same_task(one.stem, task)]
+        episodes = named or [one for one in episodes if _same_task(read_metadata(one).task, task)]
+    if len(episodes) != 1:
+        raise BagError(
+            str(path), expected="one goal video" if task is None else f"one goal video of {task}",
+            found=f"{len(episodes)} episodes", next_step="name one of them",
+        )  # fmt: skip
+    return episodes[0]
+
+
+def _same_task(one: str, other: str) -> bool:
+    return one.removesuffix("-v3") == other.removesuffix("-v3")
 
 
 def refuse_small(path: Path, size: int) -> None:
@@ -173,9 +187,18 @@ def most_like_text(frames: Frames, text: str, matcher: TextMatcher) -> tuple[int
     Raises:
         ConfigError: no text.
     """
-    if not text.strip():
-        raise ConfigError("--goal-text", expected="a text", found="none", next_step="say what the goal looks like")
+    require_text(text)
     return int(np.argmax(matcher.similarity(text, frames))), f"text {text!r}"
+
+
+def require_text(text: str) -> None:
+    """Refuse an empty text.
+
+    Raises:
+        ConfigError: there are blanks in it, at most.
+    """
+    if not text.strip():
+        raise ConfigError("goal text", expected="a text", found="none", next_step="say what the goal looks like")
 
 
 def read_picture(path: Path, model: RewardModel) -> Frames:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dr_core.agent.replay import Replay, Window
+from dr_core.agent.replay import Replay
 from dr_core.rewards.genreward.encoders import FrameEncoder, VideoEncoder
-from dr_core.rewards.genreward.forward_backward import FBConfig, ForwardBackward, Steps
+from dr_core.rewards.genreward.forward_backward import FBConfig, Floats, ForwardBackward, Steps
 from dr_core.rewards.genreward.goal import Goal
 from dr_core.rewards.genreward.video import VIDEO_EVERY, GoalLikeness
 
@@ -65,7 +65,7 @@ class GenReward:
         *,
         device: str = "cpu",
     ) -> None:
-        self.config, self.feature_size = config, frame_encoder.size
+        self.config, self.goal, self.feature_size = config, goal, frame_encoder.size
         self._encoder = frame_encoder
         self._likeness = GoalLikeness(goal.frames, video_encoder, config.video_every, motion=config.video_motion)
         feature = frame_encoder.encode(goal.frame[None])[0]
@@ -84,21 +84,16 @@ class GenReward:
         """r_video (N, T) of the frames (N, T + 1, H, W, 3) of whole episodes."""
         return np.stack([self._likeness.of_episode(one) for one in frames])
 
-    def reach(self, window: Window, *, centred: bool) -> NDArray[np.float32]:
-        """r_fb summed over the steps of each transition with their weights, (B,).
+    def reach(self, features: Floats, actions: Floats, *, centred: bool) -> Floats:
+        """r_fb of single steps: features (B, D), actions (B, A) → (B,).
 
         Args:
             centred: without the mean over the batch, so that only differences between transitions count. F and B grow
                 while they learn; the values of all states would follow that for long.
         """
-        batch, steps, _ = window.features.shape
-        inside = np.flatnonzero(window.weights > 0.0)
-        scores = np.zeros(batch * steps, np.float32)
-        found = self.fb.score(window.features.reshape(batch * steps, -1)[inside], _rows(window.actions)[inside])
-        scores[inside] = found - found.mean() if centred else found
-        factor = 1.0 - self.config.fb.discount if self.config.fb_density else 1.0
-        total: NDArray[np.float32] = (scores.reshape(batch, steps) * window.weights).sum(1) * np.float32(factor)
-        return total
+        found = self.fb.score(features, actions)
+        found = found - found.mean() if centred else found
+        return found * np.float32(1.0 - self.config.fb.discount) if self.config.fb_density else found
 
     def learn(self, replay: Replay, draw: np.random.Generator) -> None:
         """One update of F and B on single steps of the replay."""
@@ -116,8 +111,3 @@ class GenReward:
         """
         self.fb.restore(state["fb"])
         self.told = dict(state["told"])
-
-
-def _rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(B, n, A) → (B·n, A)."""
-    return values.reshape(-1, values.shape[-1])
