@@ -16,6 +16,8 @@ from dr_core.errors import BagError, OutputInUseError
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv")
 # No play lists, which name further files and addresses to open.
+READ_LIMIT_BYTES = 2**32
+"""Of all frames at once; a small file may hold any number of equal ones."""
 _CONTAINERS = {"format_whitelist": "mov,mp4,avi,matroska,webm", "protocol_whitelist": "file"}
 
 
@@ -73,7 +75,7 @@ def _encode(path: Path, frames: Iterable[NDArray[np.uint8]], rate_hz: float, los
 
 
 def iterate_video(path: Path) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Frames (H, W, 3) RGB of the first video stream with their stamps in ns, one at a time.
+    """Frames (H, W, 3) RGB, all of one size, of the first video stream with their stamps in ns, one at a time.
 
     Raises:
         BagError: not a video, or a damaged one.
@@ -88,9 +90,13 @@ def iterate_video(path: Path) -> Iterator[tuple[NDArray[np.uint8], int]]:
             stream.codec_context.options = {"max_pixels": str(PIXEL_LIMIT)}
             if stream.width * stream.height > PIXEL_LIMIT:
                 raise _not_a_video(path, f"frames of {stream.width} x {stream.height}")
+            size = None
             for frame in container.decode(stream):
                 if frame.pts is None or frame.time_base is None:
                     raise _not_a_video(path, "a frame without a time")
+                size = size or (frame.width, frame.height)
+                if (frame.width, frame.height) != size:
+                    raise _not_a_video(path, f"frames of {size[0]} x {size[1]} and {frame.width} x {frame.height}")
                 yield frame.to_ndarray(format="rgb24"), int(frame.pts * frame.time_base * 10**9)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise _not_a_video(path, " ".join(str(error).split())) from error
@@ -100,10 +106,12 @@ def read_video(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """All frames (T, H, W, 3) RGB and their stamps (T,) in ns since the start.
 
     Raises:
-        BagError: not a video, a damaged one, or one without frames.
+        BagError: not a video, a damaged one, one without frames, or frames of more than 4 GiB.
     """
     frames, stamps_ns = [], []
     for frame, stamp_ns in iterate_video(path):
+        if (len(frames) + 1) * frame.nbytes > READ_LIMIT_BYTES:
+            raise _not_a_video(path, f"more than {READ_LIMIT_BYTES} bytes of frames")
         frames.append(frame)
         stamps_ns.append(stamp_ns)
     if not frames:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -223,6 +225,28 @@ def test_a_video_that_names_other_files_is_refused(text: str, tmp_path: Path) ->
     (tmp_path / "list.avi").write_text(text)
     refused(lambda: read_video(tmp_path / "list.avi"), "a whole video", BagError)
     refused(lambda: video_rate_hz(tmp_path / "list.avi"), "a whole video", BagError)
+
+
+def test_a_video_whose_frames_change_their_size_is_refused(tmp_path: Path) -> None:
+    picture = cv2.imencode(".jpg", np.zeros((32, 32, 3), np.uint8))[1].tobytes()
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuvj420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8))))
+        packet = av.Packet(picture)
+        packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, 1, 1, True
+        container.mux(packet)
+    refused(lambda: read_video(tmp_path / "a.avi"), "frames of 16 x 16 and 32 x 32", BagError)
+
+
+def test_a_video_of_more_frames_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dr_core.data import video
+
+    video.write_video(tmp_path / "a.mp4", np.zeros((5, 16, 16, 3), np.uint8), 10.0, lossless=False)
+    monkeypatch.setattr(video, "READ_LIMIT_BYTES", 5 * 16 * 16 * 3)
+    assert len(read_video(tmp_path / "a.mp4")[0]) == 5
+    monkeypatch.setattr(video, "READ_LIMIT_BYTES", 5 * 16 * 16 * 3 - 1)
+    refused(lambda: read_video(tmp_path / "a.mp4"), "bytes of frames", BagError)
 
 
 @pytest.mark.parametrize("read", [AdroitExpert, lambda path: compare(path, "")], ids=["expert", "vectors"])
