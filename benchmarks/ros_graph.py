@@ -1,6 +1,6 @@
 """What the ROS graph costs: image transport and loss, camera to command, recording, memory of every node.
 
-    python benchmarks/ros_graph.py                                # about 12 minutes on 2 cores
+    python benchmarks/ros_graph.py                                # about 13 minutes on 2 cores
     python benchmarks/ros_graph.py --only transport,loss --seconds 10 --out runs/ros.json
 
 Every node is a process of its own; they talk over DDS, on a real ROS 2 where one is sourced, else on dr_embedded, in a
@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ CONTROL_HZ = 1 / 0.101
 DRAIN_S = 0.5
 SPARE_BYTES = 2 * 2**30
 MEMORY_MB = 400.0
+ENDLESS = 10**9  # pictures
+PERIOD_MS = 20.0  # the gate repeats at 50 Hz or faster
+TOO_OLD_MS, OLD_SECONDS = 160.0, 3.0
+"""Added to the age of observations, and for so long."""
 QOS = {"best effort, depth 1": ("best_effort", 1), "reliable, depth 10": ("reliable", 10)}
 """The nodes' default for images, and ROS's."""
 
@@ -62,6 +67,8 @@ class Settings:
     Attributes:
         seconds, recorder_seconds: of each measurement.
         model: directory of a reward model; None makes an untrained one.
+        agent: directory of a trained agent, for the budget.
+        exposure_ms: between a picture's stamp and its hand-over, for the budget.
         leave_out: cameras do not publish every so manieth image; 0: all are published.
         folder: for everything that is written meanwhile.
         stack: real or embedded.
@@ -70,6 +77,8 @@ class Settings:
     seconds: float
     recorder_seconds: float
     model: Path | None
+    agent: Path
+    exposure_ms: float
     leave_out: int
     folder: Path
     stack: str
@@ -168,10 +177,27 @@ def losses(settings: Settings) -> list[Row]:
 # ---- camera to command ----
 
 
+def watched_gate(graph: Graph) -> list[Any]:
+    """The newest GateState, from now on. A benchmark goes on after a stop, which it counts; a robot would not."""
+    from dr_interfaces.msg import GateState
+    from dr_interfaces.srv import ResetGate
+
+    newest: list[Any] = []
+    asked: list[Any] = []
+    client = graph.node.create_client(ResetGate, "/bench/arm_bridge/reset_gate")
+
+    def watch(message: Any) -> None:
+        newest[:] = [message]
+        if message.state == GateState.STOPPED and (not asked or asked[-1].done()):
+            asked[:] = [client.call_async(ResetGate.Request())]
+
+    graph.node.create_subscription(GateState, "/bench/gate_state", watch, 10)
+    return newest
+
+
 def control(settings: Settings) -> list[Row]:
     """sim_robot, reward, arm_bridge, and an agent that acts on pictures."""
     from dr_interfaces.msg import GateState
-    from dr_interfaces.srv import ResetGate
 
     with settings.graph("control") as graph:
         sim = graph.start_node("sim_robot", robot_file=str(ROBOT_FILE))
@@ -179,17 +205,7 @@ def control(settings: Settings) -> list[Row]:
         reward = graph.start_node("reward", **reward_parameters(settings))
         listener = graph.start_part("listener", "listener", robot_file=ROBOT_FILE, namespace="bench")
         graph.wait_active(sim, bridge, reward)
-        gate: list[Any] = []
-        asked: list[Any] = []
-        client = graph.node.create_client(ResetGate, "/bench/arm_bridge/reset_gate")
-
-        def watch(message: Any) -> None:
-            """A benchmark goes on after a stop, which it counts; a robot would not."""
-            gate[:] = [message]
-            if message.state == GateState.STOPPED and (not asked or asked[-1].done()):
-                asked[:] = [client.call_async(ResetGate.Request())]
-
-        graph.node.create_subscription(GateState, "/bench/gate_state", watch, 10)
+        gate = watched_gate(graph)
         agent = graph.start_part("agent", "agent", robot_file=ROBOT_FILE, rate_hz=CONTROL_HZ, namespace="bench")
         graph.spin_until(lambda: agent.said("ready") and listener.said("ready"), "agent and listener")
         graph.spin_until(lambda: gate and gate[-1].state == GateState.ACTIVE, "an active gate")
@@ -222,12 +238,92 @@ def control(settings: Settings) -> list[Row]:
     ]
 
 
+def budget(settings: Settings) -> list[Row]:
+    """A camera that hands pictures over after their exposure, the agent node with its network, the gate; the reward."""
+    from dr_interfaces.msg import GateState
+
+    robot = {"robot_file": str(ROBOT_FILE)}
+    aside = {f"camera/color/{name}": f"unused/{name}" for name in ("image_raw", "camera_info")}
+    qos = QOS["best effort, depth 1"]
+    with settings.graph("budget") as graph:
+        # The robot's state only: its pictures would cost what no camera costs.
+        sim = graph.start_node("sim_robot", remaps=aside, width=32, height=24, camera_rate_hz=1.0, **robot)
+        bridge = graph.start_node("arm_bridge", **robot)
+        reward = graph.start_node("reward", **reward_parameters(settings))
+        agent = graph.start_node(
+            "agent",
+            remaps={"desired_twist": "wished/desired_twist"},
+            policy="checkpoint",
+            checkpoint=str(settings.agent.resolve()),
+            crop="center",
+            rate_hz=CONTROL_HZ,
+            **robot,
+        )
+        marker = graph.start_part("marker", "marker", namespace="bench", **robot)
+        listener = graph.start_part("listener", "listener", namespace="bench", **robot)
+        graph.wait_active(sim, bridge, reward, agent)
+        camera = graph.start_part(
+            "camera",
+            "camera",
+            topic=f"/bench/{IMAGE_TOPIC}",
+            reliability=qos[0],
+            depth=qos[1],
+            rate_hz=CAMERA_HZ,
+            exposure_ms=settings.exposure_ms,
+        )
+        gate = watched_gate(graph)
+        parts = (marker, listener, camera)
+        graph.spin_until(lambda: all(part.said("ready") for part in parts), "the parts")
+        camera.tell(f"go {ENDLESS}")  # before, it repeats one picture
+        graph.spin_until(lambda: gate and gate[-1].state == GateState.ACTIVE, "an active gate")
+        graph.spin_for(2.0, "budget, warming up")
+        stops_before, used, load = gate[-1].stops, Used(graph.parts), load_average()
+        listener.tell("go")
+        graph.spin_for(settings.seconds, "budget")
+        stops, busy, end_ns = gate[-1].stops - stops_before, used.in_words(), time.time_ns()
+        marker.tell(f"age {TOO_OLD_MS}")
+        graph.spin_for(DRAIN_S, "budget, old observations")
+        old_ns = time.time_ns()
+        graph.spin_for(OLD_SECONDS, "budget, old observations")
+        noted = listener.results()
+    every = [Wanted(*one) for one in noted["wanted"]]
+    wanted, old = (
+        [one for one in every if begin_ns <= one.arrived_ns < stop_ns]
+        for begin_ns, stop_ns in ((0, end_ns), (old_ns, time.time_ns()))
+    )
+    commands = [Command(*one) for one in noted["commands"]]
+    pairs, marked = pair(wanted, commands), pair(old, commands)
+    whole = [(command.arrived_ns - one.stamp_ns) / 1e9 for one, command in pairs]
+    oldest_ms = max(((command.stamp_ns - one.stamp_ns) / 1e6 for one, command in pairs), default=float("inf"))
+    arrived_s = [one.arrived_ns / 1e9 for one in commands if one.arrived_ns < end_ns]
+    gaps_s = [after - before for before, after in pairwise(arrived_s)]
+    mean_ms = 1e3 * sum(gaps_s) / len(gaps_s) if gaps_s else float("inf")
+    note = f"{settings.exposure_ms:g} ms exposure, agent {settings.agent.name}; load {load}; % of a core: {busy}"
+    missing = f"{len(wanted) - len(pairs)} of {len(wanted)} twists without; gate stopped {stops} times"
+    rewards = [one[2] for one in noted["rewards"]]
+    return [
+        *latency_rows("budget: camera stamp → command arrives", whole, (80.0, 150.0), note),
+        Row("budget: oldest observation of a command", oldest_ms, "ms", 150.0, len(pairs), missing),
+        Row("budget: commands by too old ones", len(marked), "", 0, len(old), f"{TOO_OLD_MS:g} ms added"),
+        Row(
+            "budget: mean time between commands",
+            mean_ms,
+            "ms",
+            PERIOD_MS,
+            len(gaps_s),
+            f"longest {1e3 * max(gaps_s, default=0.0):.1f} ms",
+        ),
+        *latency_rows("budget: camera stamp → reward", rewards, (None, 100.0), "one for each image"),
+    ]
+
+
 def reward_parameters(settings: Settings) -> dict[str, Any]:
     """Every image is scored, by a model of the default preset's size when none is given.
 
-    On one thread, as two would fight with the other nodes for the cores.
+    On one thread, as two would fight with the other nodes for the cores. The pictures of a simulated arm at rest are
+    all the same, which is no reason to stop it.
     """
-    common = {"threads": 1, "frame_rate_hz": 0.0}
+    common = {"threads": 1, "frame_rate_hz": 0.0, "stop_limit": 0}
     if settings.model is not None:
         return {"model": str(settings.model.resolve()), **common}
     path = settings.folder / "model"
@@ -388,6 +484,7 @@ SECTIONS = {
     "transport": transport,
     "loss": losses,
     "control": control,
+    "budget": budget,
     "recorder": recording,
     "memory": memory,
 }
@@ -409,6 +506,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--recorder-seconds", type=float, default=300.0, help="55 MB of disk each, removed afterwards")
     parser.add_argument("--only", default=",".join(SECTIONS), help="a selection of these, with commas between them")
     parser.add_argument("--model", type=Path, help="directory of a reward model instead of an untrained one")
+    parser.add_argument("--agent", type=Path, default=ROOT / "models" / "door-close" / "agent", help="of the budget")
+    parser.add_argument(
+        "--exposure-ms", type=float, default=33.0, help="stamp to hand-over of a picture, in the budget"
+    )
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     parser.add_argument("--leave-out", type=int, default=0, help=argparse.SUPPRESS)  # a test of the counting
     options = parser.parse_args()
@@ -417,6 +518,10 @@ def parse() -> argparse.Namespace:
         parser.error(f"--only: {unknown[0]} is none of {', '.join(SECTIONS)}")
     if options.model is not None and not options.model.is_dir():
         parser.error(f"--model: {options.model} is no directory")
+    if not options.agent.is_dir():
+        parser.error(f"--agent: {options.agent} is no directory")
+    if not 0 <= options.exposure_ms < 1000:
+        parser.error("--exposure-ms is 0 to 1000")
     if min(options.seconds, options.recorder_seconds) <= 0:
         parser.error("seconds are more than 0")
     return options
@@ -444,7 +549,14 @@ def main() -> int:
     status = 0
     with tempfile.TemporaryDirectory(prefix="bench_ros_") as folder:
         settings = Settings(
-            options.seconds, options.recorder_seconds, options.model, options.leave_out, Path(folder), stack
+            seconds=options.seconds,
+            recorder_seconds=options.recorder_seconds,
+            model=options.model,
+            agent=options.agent,
+            exposure_ms=options.exposure_ms,
+            leave_out=options.leave_out,
+            folder=Path(folder),
+            stack=stack,
         )
         try:
             for name in options.only:

@@ -42,7 +42,9 @@ class Row:
 # ---- distributions, losses, pairs ----
 
 
-def latency_rows(name: str, values_s: Sequence[float], targets_ms: tuple[float, float] | None, note: str) -> list[Row]:
+def latency_rows(
+    name: str, values_s: Sequence[float], targets_ms: tuple[float | None, float] | None, note: str
+) -> list[Row]:
     """p50, p99 and the largest of latencies (N,) in s; without values a row that misses its target."""
     if not len(values_s):
         return [Row(f"{name}: p50", float("inf"), "ms", targets_ms and targets_ms[0], 0, f"nothing arrived; {note}")]

@@ -1,11 +1,13 @@
 """The processes that ros_graph.py puts around the nodes: cameras, receivers, an agent that acts on pictures.
 
-    ros_parts.py camera  --topic T --reliability best_effort --depth 1 --rate-hz 30 --leave-out 0 --result R.json
+    ros_parts.py camera  --topic T --reliability best_effort --depth 1 --rate-hz 30 --exposure-ms 0 --result R.json
     ros_parts.py sink    --topics T T --reliability best_effort --depth 1 --result R.json
     ros_parts.py agent   --robot-file F --rate-hz 9.9
+    ros_parts.py marker  --robot-file F
     ros_parts.py listener --robot-file F --result R.json
 
-Each prints "ready", takes commands on standard input (camera: hold, go N; listener: go), and ends with that input.
+Each prints "ready", takes commands on standard input (camera: hold, go N; listener: go; marker: age MS), and ends with
+that input.
 Every image says in header.frame_id which one it is and when it was handed to publish(), on the monotonic clock that
 all processes of a machine share: "17 123456789012". Numbers below 0 are sent before the measurement begins.
 """
@@ -78,7 +80,10 @@ def write(path: Path, content: Any) -> None:
 
 
 def camera(options: argparse.Namespace) -> None:
-    """Publish noise at a fixed rate. Late pictures follow at once, none is left out but those asked for."""
+    """Publish noise at a fixed rate. Late pictures follow at once, none is left out but those asked for.
+
+    Stamps lie before the hand-over by the exposure.
+    """
     node = Node("bench_camera")
     publisher = node.create_publisher(Image, options.topic, image_qos(options.reliability, options.depth))
     noise = np.random.default_rng(0).integers(0, 256, (PICTURES, HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -88,7 +93,7 @@ def camera(options: argparse.Namespace) -> None:
     period_ns = round(1e9 / options.rate_hz)
     number, count, left_out = -1, 0, 0
     due_ns = time.monotonic_ns()
-    to_ros_ns = time.time_ns() - due_ns
+    to_stamp_ns = time.time_ns() - due_ns - round(1e6 * options.exposure_ms)
     print("ready", flush=True)
     while True:
         # With nothing to do it waits to be told.
@@ -107,7 +112,7 @@ def camera(options: argparse.Namespace) -> None:
             left_out += 1
         else:
             message = messages[number % PICTURES]
-            message.header = header(due_ns + to_ros_ns, "")
+            message.header = header(due_ns + to_stamp_ns, "")
             message.header.frame_id = f"{number} {time.monotonic_ns()}"
             publisher.publish(message)
         due_ns += period_ns
@@ -144,10 +149,16 @@ def sink(options: argparse.Namespace) -> None:
 # ---- from the picture to the command ----
 
 
+def swing(stamp_ns: int, number: int) -> list[float]:
+    """A motion to and fro (m/s, rad/s); a turning speed too small to see marks the twist of this number."""
+    speed = SWING_M_S * math.cos(2 * math.pi * stamp_ns * 1e-9 / SWING_S)
+    return [speed, 0.0, 0.0, 0.0, 0.0, MARK_STEP * (1 + number % MARKS)]
+
+
 def agent(options: argparse.Namespace) -> None:
     """Ten times a second: decode, crop and resize the newest picture, ask for a motion with the picture's stamp.
 
-    The arm swings to and fro, so that no two pictures are alike; a turning speed too small to see marks each twist.
+    The arm swings to and fro, so that no two pictures are alike.
     """
     robot = load_robot(options.robot_file)
     node = Node("bench_agent")
@@ -166,14 +177,38 @@ def agent(options: argparse.Namespace) -> None:
         small = rule.apply(to_array(newest[0]))
         assert small.shape == (MODEL_SIZE, MODEL_SIZE, 3)
         acted.append(stamp_ns)
-        speed = SWING_M_S * math.cos(2 * math.pi * stamp_ns * 1e-9 / SWING_S)
-        mark = MARK_STEP * (1 + len(acted) % MARKS)
-        twists.publish(values_to_twist(stamp_ns, robot.frames.base, [speed, 0.0, 0.0, 0.0, 0.0, mark]))
+        twists.publish(values_to_twist(stamp_ns, robot.frames.base, swing(stamp_ns, len(acted))))
 
     node.create_subscription(Image, "camera/color/image_raw", keep, image_qos("best_effort", 1))
     node.create_timer(1 / options.rate_hz, act)
     print("ready", flush=True)
     spin(node)
+
+
+def marker(options: argparse.Namespace) -> None:
+    """Where the evaluator's valve is: between the twists of an agent node and the gate, keeping their stamps.
+
+    The arm swings whatever the agent wants of it, as an agent that sees noise would run into a limit. The command "age"
+    makes observations older than they are.
+    """
+    robot = load_robot(options.robot_file)
+    node = Node("bench_marker")
+    twists = node.create_publisher(TwistStamped, "desired_twist", 1)
+    count, older_ns = 0, 0
+
+    def forward(message: Any) -> None:
+        nonlocal count
+        count += 1
+        stamp_ns = stamp_to_ns(message.header.stamp)
+        twists.publish(values_to_twist(stamp_ns - older_ns, robot.frames.base, swing(stamp_ns, count)))
+
+    def age(line: str) -> None:
+        nonlocal older_ns
+        older_ns = round(1e6 * float(line.split()[1]))
+
+    node.create_subscription(TwistStamped, "wished/desired_twist", forward, 1)
+    print("ready", flush=True)
+    spin(node, age)
 
 
 def listener(options: argparse.Namespace) -> None:
@@ -203,13 +238,14 @@ def listener(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("role", choices=("camera", "sink", "agent", "listener"))
+    parser.add_argument("role", choices=("camera", "sink", "agent", "marker", "listener"))
     parser.add_argument("--topic")
     parser.add_argument("--topics", nargs="+")
     parser.add_argument("--reliability", choices=("reliable", "best_effort"))
     parser.add_argument("--depth", type=int)
     parser.add_argument("--rate-hz", type=float)
     parser.add_argument("--leave-out", type=int, default=0, help="do not publish every so manieth image")
+    parser.add_argument("--exposure-ms", type=float, default=0.0)
     parser.add_argument("--namespace", default="")
     parser.add_argument("--robot-file", type=Path)
     parser.add_argument("--result", type=Path)
@@ -217,7 +253,7 @@ def main() -> None:
     namespace = ["--ros-args", "-r", f"__ns:=/{options.namespace}"] if options.namespace else []
     rclpy.init(args=namespace)
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-        {"camera": camera, "sink": sink, "agent": agent, "listener": listener}[options.role](options)
+        {"camera": camera, "sink": sink, "agent": agent, "marker": marker, "listener": listener}[options.role](options)
     rclpy.try_shutdown()
 
 

@@ -70,6 +70,21 @@ def test_images_that_never_come_are_counted(tmp_path: Path) -> None:
     assert rows["recorder: processor"]["value"] > 0 and 20 < rows["recorder: peak memory, two cameras"]["value"] < 4000
 
 
+def test_the_budget_counts_the_exposure_and_nothing_too_old(tmp_path: Path) -> None:
+    rows, _, printed = bench(tmp_path / "r.json", "--only", "budget", "--exposure-ms", "60", "--seconds", "3")
+    way = [rows[f"budget: camera stamp → command arrives: {which}"] for which in ("p50", "p99", "max")]
+    assert way[0]["n"] == way[2]["n"] > 5
+    assert 60 < way[0]["value"] <= way[1]["value"] <= way[2]["value"] and "60 ms exposure" in way[0]["note"]
+    assert way[0]["met"] == (way[0]["value"] <= 80) and way[1]["met"] == (way[1]["value"] <= 150)
+    oldest = rows["budget: oldest observation of a command"]
+    assert oldest["value"] > 60 and oldest["met"] == (oldest["value"] <= 150)
+    old = rows["budget: commands by too old ones"]
+    assert old["n"] > 5 and old["value"] == 0 and old["met"]
+    assert rows["budget: mean time between commands"]["n"] > 30
+    assert rows["budget: camera stamp → reward: p50"]["value"] > 60
+    assert "targets met:" in printed
+
+
 @pytest.mark.parametrize(
     ("numbers", "lost", "repeated", "reordered"),
     [
