@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import random
+import signal
 import sqlite3
 import zipfile
 from collections.abc import Callable
@@ -36,7 +39,8 @@ from dr_core.parity import compare
 from dr_core.rewards.model import RewardModel
 from dr_core.robot.evaluation import Curve, Results, Settings, read_results
 from dr_sim.experts import AdroitExpert
-from tests.faults.campaigns import samples, untrusted
+from tests.faults.campaigns import formats, samples, untrusted, worker
+from tests.faults.campaigns.recording import in_child
 
 # By what an input costs; `make faults` reads ten thousand of each.
 COUNTS = {
@@ -57,6 +61,70 @@ def test_damaged_and_hostile_files_are_read_or_refused(count: int) -> None:
     assert {kind: one["faults"] for kind, one in figures.items() if one["faults"]} == {}
     for kind, one in figures.items():
         assert one["inputs"] >= count and one["refused"] > 0, (kind, one)
+
+
+def test_every_way_to_fail_is_found_and_the_other_inputs_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "CPU_S", 0.3)
+    reads: dict[bytes, Callable[[Path], object]] = {
+        b"fine": Path.exists,
+        b"refused": lambda _: worker.check_message(UserError("a", expected="b", found="c", next_step="d")),
+        b"error": lambda _: {}["x"],
+        b"lines": lambda path: load_yaml(path / "a\nb.yaml"),
+        b"memory": lambda _: bytearray(3 * worker.MEMORY_BYTES // 2),
+        b"program": lambda _: os.system("true"),
+        b"file": lambda path: (path.parent / "canary").write_text("x"),
+        b"death": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+        b"hang": lambda _: [None for _ in iter(int, 1) if False],
+    }
+    kind = samples.Kind(
+        [{"a": b"fine"}],
+        lambda folder: reads[(folder / "a").read_bytes()](folder),
+        lambda rng, files, canary: {"a": rng.choice(sorted(reads))},
+    )
+
+    def read() -> None:
+        told = worker.read_kind("own", kind, seed=0, count=60, jobs=2, folder=tmp_path)
+        (tmp_path / "told.json").write_text(json.dumps(vars(told)))
+
+    os.waitpid(in_child(read), 0)
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["read"] + told["refused"] + told["fault"] == 60
+    assert told["deaths"] > 0 and told["hangs"] > 0 and told["read"] > 0
+    found = "\n".join(told["faults"])
+    for words in ("KeyError", "MemoryError", "os.system", "canary True", "dies: SIGKILL", "hangs: SIGPROF"):
+        assert words in found
+    (number,) = {number for fault, number in told["faults"].items() if "canary True" in fault}
+    assert (tmp_path / "faults" / f"own {number}" / "a").read_bytes() == b"file"
+
+
+@pytest.mark.parametrize("damage", [formats.mcap, formats.png, formats.archive, formats.sqlite])
+def test_damage_that_keeps_to_a_format_has_sums_that_agree(damage: Callable[..., bytes], tmp_path: Path) -> None:
+    made = {formats.mcap: "mcap", formats.png: "reference picture", formats.archive: "training state"}
+    files = samples.make(made.get(damage, "sqlite3")).samples[0]
+    name = next(one for one in sorted(files) if one.endswith((".mcap", ".png", ".pt", ".db3")))
+    whole = {
+        formats.mcap: lambda data: formats.records(data[8:-8]) is not None,
+        formats.png: lambda data: samples.png_agrees(data) == data,
+        formats.archive: lambda data: zipfile.ZipFile(io.BytesIO(data)).testzip() is None,
+        formats.sqlite: integrity,
+    }[damage]
+    rngs = [random.Random(seed) for seed in range(40)]
+    broken = [damage(rng, files[name]) for rng in rngs]
+    assert sum(whole(data) for data in broken) >= 30
+    assert sum(data != files[name] for data in broken) >= 30
+
+
+def integrity(data: bytes) -> bool:
+    database = sqlite3.connect(":memory:")
+    if not hasattr(database, "deserialize"):
+        pytest.skip("Python 3.11 takes a database apart")
+    database.deserialize(data)
+    try:
+        return bool(database.execute("PRAGMA integrity_check").fetchone() == ("ok",))
+    except sqlite3.DatabaseError:
+        return False
 
 
 def refused(read: Callable[[], object], words: str, kind: type[UserError] = UserError) -> None:

@@ -72,7 +72,7 @@ def body_of(rng: random.Random, body: bytes, order: str = "<") -> bytes:
 
 def mcap(rng: random.Random, data: bytes) -> bytes:
     """Records of an MCAP file, those inside a chunk that is not compressed too; the sums of both agree."""
-    parts = _records(data[len(MCAP_MAGIC) : -len(MCAP_MAGIC)])
+    parts = records(data[len(MCAP_MAGIC) : -len(MCAP_MAGIC)])
     if parts is None:
         return damage(rng, data)
     out = _joined(shuffle(rng, parts, lambda opcode, body: _record(rng, opcode, body)))
@@ -81,7 +81,7 @@ def mcap(rng: random.Random, data: bytes) -> bytes:
     return MCAP_MAGIC + out + MCAP_MAGIC
 
 
-def _records(data: bytes) -> list[Part] | None:
+def records(data: bytes) -> list[Part] | None:
     parts, at = [], 0
     while at + 9 <= len(data):
         opcode, length = struct.unpack_from("<BQ", data, at)
@@ -100,7 +100,7 @@ def _record(rng: random.Random, opcode: int, body: bytes) -> bytes:
     if opcode == CHUNK and len(body) > 40 and rng.randrange(4):
         (name,) = struct.unpack_from("<I", body, 28)
         start = 32 + name + 8
-        if name == 0 and (inner := _records(body[start:])) is not None:
+        if name == 0 and (inner := records(body[start:])) is not None:
             inside = _joined(shuffle(rng, inner, lambda _, one: body_of(rng, one)))
             size = rng.choice((len(inside), len(inside), len(inside), number(rng, 8)))
             sums = struct.pack("<QI", size, rng.choice((0, zlib.crc32(inside))))

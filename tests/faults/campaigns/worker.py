@@ -99,12 +99,12 @@ def main(seed: int, count: int, jobs: int, folder: Path, names: list[str]) -> No
     os.dup2(2, 1)
     os.fsync = lambda _: None  # type: ignore[assignment]  # what is written here may be lost
     for name in names:
-        told = _read_all(name, make(name), seed, count, jobs, folder)
+        told = read_kind(name, make(name), seed, count, jobs, folder)
         results.write(json.dumps(vars(told)) + "\n")
         results.flush()
 
 
-def _read_all(name: str, kind: Kind, seed: int, count: int, jobs: int, folder: Path) -> Told:
+def read_kind(name: str, kind: Kind, seed: int, count: int, jobs: int, folder: Path) -> Told:
     """Keep readers at work until all is read; what kills one is a fault of the input that it was reading."""
     told, begin_s = Told(name), time.monotonic()
     gc.collect()
