@@ -155,23 +155,32 @@ def cached_goal(
     """
     decides = {**made_from, "rate_hz": rate_hz}
     entry = cache / key_of(decides)
-    if entry.exists():
+    damaged = False
+    if os.path.lexists(entry):
         try:
-            kept = read_goal(entry)
-            if kept.provenance["key"] != entry.name:
-                raise CheckpointError(str(entry), expected="its own key", found="another entry", next_step="remove it")
-            return kept
+            return _read_entry(entry)
         except CheckpointError as error:
+            damaged = True
             tell(f"made anew: {error}")
     frames = make()
-    # Moved away at the last moment, and in one step: a second process that makes the same video finds it or not.
-    if entry.exists():
+    if damaged:
         aside = entry.with_name(f".{entry.name}.damaged-{os.getpid()}")
         entry.rename(aside)
-        shutil.rmtree(aside)
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink()
     try:
         return write_goal(entry, frames, rate_hz, decides)
     except OSError:
         if not entry.exists():
             raise
-        return read_goal(entry)  # of another process that was quicker
+        return _read_entry(entry)  # of another process that was quicker
+
+
+def _read_entry(entry: Path) -> GoalVideo:
+    """``read_goal``, which also refuses another entry under this one's name."""
+    goal = read_goal(entry)
+    if goal.provenance["key"] != entry.name:
+        raise CheckpointError(str(entry), expected="its own key", found="another entry", next_step="remove it")
+    return goal

@@ -302,12 +302,16 @@ def finetune_goal(
             str(both[0]), expected="validation episodes of their own", found="one of training", next_step="remove one"
         )
     maker = GoalGenerator(path, device=device, precision=precision)
+    rule = ImageRule(min(maker.size)).with_crop(crop)
+    # What can be refused is refused before the run's directory is made.
+    read = {source: _read(maker, source, rule, prompt, config) for source in (*training, *held_out)}
     with run_directory(out, resume=resume):
         remove_unfinished(out)
-        rule = ImageRule(min(maker.size)).with_crop(crop)
         with console.status("encoding the episodes"):
-            clips = [_clip(maker, source, rule, prompt, config) for source in training]
-            checked = [_clip(maker, source, rule, prompt, config) for source in held_out]
+            clips, checked = (
+                [prepare_clip(maker, *read[source], str(source), config.num_frames) for source in sources]
+                for sources in (training, held_out)
+            )
         begun_with = {
             "config": to_mapping(config),
             "pipeline": identity(maker.hashes),
@@ -352,14 +356,18 @@ def finetune_goal(
     return file
 
 
-def _clip(maker: GoalGenerator, source: Path, rule: ImageRule, prompt: str | None, config: GoalTuning) -> Clip:
+def _read(
+    maker: GoalGenerator, source: Path, rule: ImageRule, prompt: str | None, config: GoalTuning
+) -> tuple[NDArray[np.uint8], str]:
+    """The frames of an episode that make its clip, and its prompt."""
     episode = read_episode(source, rule=rule)
     if len(episode.frames) < 2:
         raise BagError(
             str(source), expected="at least 2 frames", found=str(len(episode.frames)), next_step="leave it out"
         )
     words = prompt or episode.metadata.task.replace("-", " ").replace("_", " ")
-    return prepare_clip(maker, episode.frames, words, str(source), config.num_frames)
+    maker.tokens(words)
+    return resampled(episode.frames, maker.num_frames(config.num_frames)).copy(), words
 
 
 def _digest(clip: Clip) -> str:

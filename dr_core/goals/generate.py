@@ -27,6 +27,7 @@ from dr_core.goals.local import (
     readable,
     refused,
     require_packages,
+    silent,
 )
 from dr_core.seeding import generator
 
@@ -49,7 +50,7 @@ class Generation:
     """How a goal video is drawn.
 
     Attributes:
-        num_frames: 0 takes what the pipeline is made for; else 1 more than a multiple of 8, twice the VAE's step in time.
+        num_frames: 0 takes what the pipeline is made for; else 1 more than a multiple of 8 (twice the VAE's step).
         steps: of the denoising.
         guidance: weight of the text (classifier-free guidance); 1 is none.
     """
@@ -285,7 +286,7 @@ def load_adapter(pipeline: Any, file: Path) -> None:
         found = "a pickle, which is never opened" if file.is_file() else "nothing there"
         raise refused(file, "a LoRA adapter in a .safetensors file", found, "give the file of dr finetune-goal")
     kind = type(pipeline)
-    with readable(file):
+    with readable(file), silent():
         given, described = kind.lora_state_dict(
             str(file.parent), weight_name=file.name, local_files_only=True, use_safetensors=True,
             return_lora_metadata=True,

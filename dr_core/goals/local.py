@@ -111,7 +111,7 @@ def load_network(kind: Any, folder: Path, dtype: Any) -> Any:
     if named != kind.__name__:
         raise refused(folder / "config.json", f"the class {kind.__name__}", str(named), "give another directory")
     check_weights(folder)
-    with readable(folder), _silent():
+    with readable(folder), silent():
         network, report = kind.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=dtype
         )
@@ -139,7 +139,7 @@ def load_other(kind: Any, folder: Path) -> Any:
     """
     if not folder.is_dir():
         raise refused(folder, f"the files of {kind.__name__}", "no such directory", "copy the directory again whole")
-    with readable(folder), _silent():
+    with readable(folder), silent():
         return kind.from_pretrained(str(folder), local_files_only=True)
 
 
@@ -177,7 +177,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """No bars and notes of a library on the terminal; what matters in them is an error here."""
     import logging
 

@@ -67,6 +67,10 @@ def own_edge(path: Path, rule: ImageRule) -> int:
     Raises:
         BagError: not readable.
     """
+    if not path.exists():
+        raise BagError(
+            str(path), expected="a video, a bag or a picture", found="nothing there", next_step="check the path"
+        )
     if isinstance(rule.crop, tuple):
         return rule.crop[2]
     frame: NDArray[np.uint8] | None
