@@ -4,8 +4,8 @@
     python benchmarks/genreward_speed.py --out docs/img    # also genreward_speed.json
 
 Both presets with their own sizes: batch, networks, precision, and how seldom F and B are updated. The parts take turns,
-and the best of the turns counts, so that other programs on the machine disturb all alike. Each frame is encoded once, by
-the codec; that is shared out over the updates that an episode is worth.
+and the best of the turns counts, so that other programs on the machine disturb all alike. Each frame is encoded once by
+the codec, which is shared out over the updates that an episode is worth.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def main() -> None:
 
     facts = {"device": options.device, "threads": options.threads, "torch": torch.__version__}
     table = Table(title=", ".join(f"{key} {value}" for key, value in facts.items()) + "; ms for an update of the agent")
-    titles = ("", "the agent's", "r_fb", "F and B", "(every)", "features", "in all", "share")
+    titles = ("", "the agent's", "r_fb", "F, B", "every", "features", "in all", "share")
     for title in titles:
         table.add_column(title, justify="right" if title else "left")
     for row in rows:

@@ -95,7 +95,7 @@ PRESETS: dict[str, LoopConfig] = {
                 fb_weight=0.05,
                 video_motion=True,
                 fb_density=True,
-                fb=FBConfig(batch_size=64, update_every=8),
+                fb=FBConfig(hidden_size=256, learning_rate=3e-4, batch_size=64, update_every=4),
             ),
         ),
         agent=AgentConfig(
@@ -109,10 +109,7 @@ PRESETS: dict[str, LoopConfig] = {
         network=NetworkConfig(strides=(3, 2, 1, 1), hidden_size=256),
     ),
     # 3.1 million steps of the agent; here in simulator steps at the action repeat of most tasks.
-    "paper": LoopConfig(
-        frames=6_200_000,
-        reward=RewardConfig(centred=False, until_success=False, goal=GenRewardConfig(fb=FBConfig(update_every=4))),
-    ),
+    "paper": LoopConfig(frames=6_200_000, reward=RewardConfig(centred=False, until_success=False)),
 }
 """Where a user's settings start from."""
 

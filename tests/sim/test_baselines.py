@@ -12,12 +12,12 @@ from typing import get_args
 
 import pytest
 
-from dr_core.rewards.names import RewardName
+from dr_core.rewards.names import FROM_GOALS, RewardName
 from dr_core.training import read_metrics
 
 TASK = "door-close"
 MODEL = Path(__file__).parents[2] / "models" / TASK / "reward"
-FROM_VIDEOS = set(get_args(RewardName)) - {"sparse", "rnd"}
+FROM_VIDEOS = set(get_args(RewardName)) - {"sparse", "rnd", "genreward"}
 
 
 def dr(*words: str | Path, wait_s: float = 1800.0) -> subprocess.CompletedProcess[str]:
@@ -55,6 +55,7 @@ def test_a_quick_sweep_trains_from_every_reward_and_prints_the_table(tmp_path: P
         assert last["loss"] > 0.0
         assert (last["term_video"] != 0.0) == (name in FROM_VIDEOS), name
         assert (last["term_exploration"] != 0.0) == (name != "sparse"), name
+        assert (last.get("term_goal_video", 0.0) != 0.0) == (last.get("term_fb", 0.0) != 0.0) == (name in FROM_GOALS)
 
 
 @pytest.mark.parametrize(("setting", "value"), [("camera", "corner2"), ("shadows", "true"), ("msaa", "4")])

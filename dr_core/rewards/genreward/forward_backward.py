@@ -137,6 +137,7 @@ class ForwardBackward:
         self.targets = copy.deepcopy(self.networks).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.networks.parameters(), config.learning_rate, fused=True)
         self._goal = torch.as_tensor(np.asarray(goal, np.float32)).to(self.device)
+        self._known: tuple[Tensor, Tensor] | None = None  # z and B(ψ(I*)), until the weights change
 
     @property
     def ready(self) -> bool:
@@ -151,6 +152,7 @@ class ForwardBackward:
         for networks in (self.networks, self.targets):
             networks.mean.copy_(mean)
             networks.scale.copy_(scale)
+        self._known = None
 
     @torch.no_grad()
     def z(self) -> Tensor:
@@ -165,8 +167,10 @@ class ForwardBackward:
         """(N, D), (N, A) → (N,): the smaller F(s, a, z)ᵀB(ψ(I*))."""
         self._require_ready()
         networks = self.networks
-        goal = networks.B(networks.standardised(self._goal)[None])[0]  # (d,)
-        forward = networks.F(networks.standardised(self._moved(features)), self._moved(actions), self.z())
+        if self._known is None:
+            self._known = self.z(), networks.B(networks.standardised(self._goal)[None])[0]
+        z, goal = self._known  # (d,) both
+        forward = networks.F(networks.standardised(self._moved(features)), self._moved(actions), z)
         return (forward @ goal).amin(0).cpu().numpy()
 
     def update(self, steps: Steps, *, metrics: bool = False) -> dict[str, float]:
@@ -189,6 +193,7 @@ class ForwardBackward:
         with torch.no_grad():
             for target, live in zip(targets.parameters(), networks.parameters(), strict=True):
                 target.lerp_(live, self.config.tau)
+        self._known = None
         if not metrics:
             return {}
         told = {"fb_loss": temporal.detach(), "fb_orthonormality": orthonormal.detach()}
@@ -213,6 +218,7 @@ class ForwardBackward:
             load_weights(self.networks, state["networks"], "", where)
             load_weights(self.targets, state["targets"], "", where)
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            self._known = None
         except (KeyError, ValueError, TypeError) as error:  # torch's refusals of a foreign optimiser state
             raise CheckpointError(
                 str(where),
