@@ -379,7 +379,7 @@ class SafetyGate:
         if self.kind == "joint_velocity":
             measured, box = state.joint_rad, limits.joint_bounds_rad
         travelled = self._travelled_since(state.stamp_ns)
-        outlooks = self._follower.look(dt_s)
+        outlooks = self._follower.look(dt_s, len(measured))
         bounds = [
             self._bounds_of(place + travelled[i], lower, upper, outlooks[i], axes[i].acceleration)
             for i, (place, lower, upper) in enumerate(zip(measured, *box, strict=True))

@@ -93,9 +93,9 @@ class Follower:
             return dt_s
         return min(dt_s, abs(begin) / self.axes[i].acceleration)
 
-    def look(self, dt_s: float) -> list[Outlook]:
-        """Each axis `dt_s` after the last step."""
-        return [self._look(i, dt_s) for i in range(len(self.axes))]
+    def look(self, dt_s: float, count: int | None = None) -> list[Outlook]:
+        """Each axis, or the first `count` of them, `dt_s` after the last step."""
+        return [self._look(i, dt_s) for i in range(len(self.axes) if count is None else count)]
 
     def _look(self, i: int, dt_s: float) -> Outlook:
         window_s, newest = self.axes[i].window_s, self.leader[i]
@@ -115,9 +115,12 @@ class Follower:
             if age_s >= window_s:
                 break
             begin, end = begins[i], ends[i]
+            if not begin and not end:
+                age_s += length_s
+                continue
             ramp_s = self._ramp_s(i, length_s, begin, end)
             left_s = window_s - age_s - (length_s - ramp_s)  # of the window before the change ended
-            if (begin or end) and left_s > 0:
+            if left_s > 0:
                 within_s = min(ramp_s, left_s)
                 # Ages count backwards: the piece's end is the nearer. Linear in age, the second times linear: Simpson.
                 far = end + (begin - end) * (within_s / ramp_s)

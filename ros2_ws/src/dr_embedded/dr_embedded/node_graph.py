@@ -37,9 +37,10 @@ def _service(endpoint: Endpoint, prefix: str = "r") -> tuple[str | None, str | N
 
 
 class NodeGraph:
-    """Mixin of Node; needs `_session`, `get_name` and `get_namespace`."""
+    """Mixin of Node; needs `_session`, `get_name`, `get_namespace`, and an empty `_names_in_dds`."""
 
     _session: Any
+    _names_in_dds: dict[str, str]
 
     def _endpoints(self, *, writers: bool) -> list[Endpoint]:
         return list(self._session.graph.endpoints(writers=writers))
@@ -48,7 +49,7 @@ class NodeGraph:
         return self._session.graph.nodes()
 
     def get_node_names_and_namespaces_with_enclaves(self) -> list[tuple[str, str, str]]:
-        return [(name, namespace, "/") for name, namespace in self._session.graph.nodes()]
+        return self._session.graph.nodes_with_enclaves()  # type: ignore[no-any-return]
 
     def get_node_names(self) -> list[str]:
         return [name for name, _ in self._session.graph.nodes()]
@@ -88,9 +89,13 @@ class NodeGraph:
         return _group(_service(one, "rr/") for one in self._of_node(node_name, node_namespace, writers=False))
 
     def _in_dds(self, topic_name: str) -> str:
+        if (known := self._names_in_dds.get(topic_name)) is not None:
+            return known
         full = expand_topic_name(topic_name, self.get_name(), self.get_namespace())  # type: ignore[attr-defined]
         validate_full_topic_name(full)
-        return topic_in_dds(self._remapped(full))  # type: ignore[attr-defined]
+        name = topic_in_dds(self._remapped(full))  # type: ignore[attr-defined]
+        self._names_in_dds[topic_name] = name
+        return name
 
     def _on_topic(self, topic_name: str, no_mangle: bool, *, writers: bool) -> list[Endpoint]:
         name = topic_name if no_mangle else self._in_dds(topic_name)

@@ -198,8 +198,8 @@ class ArmBridge(ManagedNode):
     def on_joints_wanted(self, message: Any) -> None:
         values: tuple[float, ...] = ()
         try:
-            position, velocity = convert.joints_by_name(message, self.robot.joints)
-            values = tuple(position if self.gate.kind == "joint_position" else velocity)
+            position, velocity = convert.joint_values(message, self.robot.joints)
+            values = position if self.gate.kind == "joint_position" else velocity
         except UserError as error:
             self.get_logger().warning(f"desired_joints: {error}", throttle_duration_sec=1.0)
         self.step(Command(self.monotonic_ns(message.header.stamp), values))
@@ -216,12 +216,12 @@ class ArmBridge(ManagedNode):
         if not self.active:
             return
         try:
-            position, velocity = convert.joints_by_name(message, self.robot.joints)
+            position, velocity = convert.joint_values(message, self.robot.joints)
         except UserError as error:
             self.refuse(error)
             return
         if (stamp_ns := self.newer_ns(message.header.stamp, self.joints)) is not None:
-            self.joints = (stamp_ns, tuple(position.tolist()), tuple(velocity.tolist()))
+            self.joints = (stamp_ns, position, velocity)
 
     def on_tool_pose(self, message: Any) -> None:
         place = message.pose.position

@@ -126,22 +126,28 @@ def camera_info(
 # ---- joints, poses, rewards ----
 
 
-def joints_by_name(message: Any, names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def joint_values(message: Any, names: Sequence[str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Positions and velocities (J,) of a sensor_msgs/JointState in the order of ``names``; missing velocities are 0.
 
     Raises:
         ConfigError: a joint is missing or named twice, or there are more names than values.
     """
-    known = list(message.name)
-    if len(set(known)) != len(known) or len(message.position) != len(known):
-        raise _joints(f"{len(known)} different names with a position each", f"{len(message.position)} positions")
-    if missing := [name for name in names if name not in known]:
+    known, position, velocity = message.name, message.position, message.velocity
+    places = {name: i for i, name in enumerate(known)}
+    if len(places) != len(known) or len(position) != len(known):
+        raise _joints(f"{len(known)} different names with a position each", f"{len(position)} positions")
+    if missing := [name for name in names if name not in places]:
         raise _joints(f"a joint {missing[0]}", f"only {', '.join(known) or 'none'}")
-    order = [known.index(name) for name in names]
-    position = np.array(message.position, np.float64)[order]
-    if len(message.velocity) != len(known):
-        return position, np.zeros(len(order))
-    return position, np.array(message.velocity, np.float64)[order]
+    order = [places[name] for name in names]
+    if len(velocity) != len(known):
+        return tuple([position[i] for i in order]), (0.0,) * len(order)
+    return tuple([position[i] for i in order]), tuple([velocity[i] for i in order])
+
+
+def joints_by_name(message: Any, names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """As ``joint_values``, as arrays."""
+    position, velocity = joint_values(message, names)
+    return np.array(position), np.array(velocity)
 
 
 def joint_state(

@@ -73,6 +73,7 @@ class Node(NodeEndpoints, NodeGraph, NodeParameters):
         names.validate_node_name(self._name)
         names.validate_namespace(self._namespace)
         self._graph_name = (self._name, self._namespace)
+        self._names_in_dds = {}
 
         self.executor: Any = None
         self._init_endpoints()
