@@ -225,9 +225,14 @@ def _inside(folder: Path, where: str, name: object) -> Path:
     if not parts or ".." in parts or "\0" in str(name) or PurePosixPath(str(name)).is_absolute():
         raise _refused(where, "the name of a file in the folder", repr(name)[:80], "remove or correct it")
     path = folder.joinpath(*parts)
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise _refused(str(path), "a file inside the folder", f"a link to {path.resolve()}", "put the file there")
-    if not path.is_file():
+    try:
+        real, is_file = path.resolve(), path.is_file()
+    except (OSError, RuntimeError) as error:  # too long, or links in a circle
+        found = " ".join(str(error).split())[:80]
+        raise _refused(where, "the name of a file in the folder", found, "remove or correct it") from error
+    if not real.is_relative_to(folder.resolve()):
+        raise _refused(str(path), "a file inside the folder", f"a link to {real}", "put the file there")
+    if not is_file:
         raise _refused(str(path), "a file", "none", "put it there, or remove its line")
     return path
 

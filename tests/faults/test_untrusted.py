@@ -22,6 +22,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from dr_calibration import sources
 from dr_calibration.errors import CalibrationError
 from dr_calibration.intrinsics import read_yaml
 from dr_calibration.moved import Reference
@@ -44,7 +45,18 @@ from tests.faults.campaigns.recording import in_child
 
 # By what an input costs; `make faults` reads ten thousand of each.
 COUNTS = {
-    60: ("parameters", "rig", "messages", "replay", "adroit policy", "agent checkpoint", "training state", "video"),
+    60: (
+        "parameters",
+        "rig",
+        "messages",
+        "node messages",
+        "calibration recording",
+        "replay",
+        "adroit policy",
+        "agent checkpoint",
+        "training state",
+        "video",
+    ),
     20: ("robot file", "urdf", "config", "camera_info", "viper checkpoint", "reward checkpoint", "mcap", "sqlite3"),
     10: ("bag metadata", "reference picture", "expert weights", "evaluation"),
 }
@@ -341,6 +353,14 @@ def test_an_archive_that_unpacks_to_gigabytes_is_refused_before(read: Callable[[
 
 
 # ---- replay, evaluation, calibration ----
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "loop/a.png", "../secret", "a\0b", "/etc/passwd", "", 3, "pipe"])
+def test_pictures_of_a_calibration_are_plain_files_in_its_folder(name: str | int, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"stamp_s": 1.0, "file": name}) + "\n")
+    refused(lambda: sources.read(tmp_path), "a file", CalibrationError)
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe"])

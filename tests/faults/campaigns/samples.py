@@ -491,6 +491,63 @@ def messages(work: Path) -> Kind:
     return Kind(samples, read, one_file(breaks), generate)
 
 
+def node_messages(work: Path) -> Kind:
+    """Messages of which a node makes arrays; the first line of the file is their type."""
+    _embedded()
+    from dr_core.data.messages import typestore
+    from dr_nodes import convert
+
+    store = typestore()
+    types = store.types
+    make_of = lambda msgtype, **fields: types[msgtype](**fields)  # noqa: E731
+    header = make_of(
+        "std_msgs/msg/Header", stamp=make_of("builtin_interfaces/msg/Time", sec=5, nanosec=6), frame_id="base"
+    )
+    joints = ["elbow", "wrist"]
+    turn = make_of("geometry_msgs/msg/Quaternion", x=0.0, y=0.0, z=0.6, w=0.8)
+    pose = make_of(
+        "geometry_msgs/msg/Pose", position=make_of("geometry_msgs/msg/Point", x=1, y=2, z=3), orientation=turn
+    )
+    transform = make_of(
+        "geometry_msgs/msg/Transform", translation=make_of("geometry_msgs/msg/Vector3", x=1, y=2, z=3), rotation=turn
+    )
+    numbers = np.arange(2.0)
+    whole = {
+        "sensor_msgs/msg/JointState": {"name": joints, "position": numbers, "velocity": numbers, "effort": numbers},
+        "geometry_msgs/msg/PoseStamped": {"pose": pose},
+        "geometry_msgs/msg/TransformStamped": {"child_frame_id": "tool", "transform": transform},
+    }
+    made = [(name, make_of(name, header=header, **fields)) for name, fields in whole.items()]
+    for encoding, channels in (("rgb8", 3), ("bgra8", 4), ("mono8", 1), ("yuv422", 2)):
+        data = np.arange(6 * 8 * channels, dtype=np.uint8)
+        size = {"height": 6, "width": 8, "step": 8 * channels, "is_bigendian": 0}
+        image = make_of("sensor_msgs/msg/Image", header=header, encoding=encoding, data=data, **size)
+        made.append(("sensor_msgs/msg/Image", image))
+    readers: dict[str, Callable[[Any], object]] = {
+        "JointState": lambda content: convert.joints_by_name(content, joints),
+        "PoseStamped": convert.pose_to_arrays,
+        "TransformStamped": convert.transform_to_arrays,
+        "Image": convert.image_to_array,
+    }
+
+    def read(folder: Path) -> None:
+        name, _, data = (folder / "message").read_bytes().partition(b"\n")
+        msgtype = name.decode(errors="replace")
+        try:
+            content = store.deserialize_cdr(data, msgtype)
+        except Exception as error:  # of the library of the wire, before a node has the message
+            raise NotImplementedError(msgtype) from error
+        convert.stamp_to_ns(content.header.stamp)
+        readers[msgtype.rpartition("/")[2]](content)
+
+    def breaks(rng: random.Random, data: bytes, canary: Path) -> bytes:
+        name, _, rest = data.partition(b"\n")
+        return name + b"\n" + (rest[:4] + formats.words(rng, rest[4:]) if rng.randrange(3) else damage(rng, rest))
+
+    samples = [{"message": f"{name}\n".encode() + bytes(store.serialize_cdr(one, name))} for name, one in made]
+    return Kind(samples, read, one_file(breaks), refusals=(NotImplementedError,))
+
+
 # ---- YAML ----
 
 
@@ -541,12 +598,20 @@ def config(work: Path) -> Kind:
     return Kind([files_of(work)], read, one_file(damage_yaml), as_yaml("config.yaml"))
 
 
-def parameters(work: Path) -> Kind:
-    """Parameter files of nodes; as with ROS 2, what is wrong is a RuntimeError that ends the node in one line."""
+def _embedded() -> None:
+    """Messages of ROS 2 and the stand-in's parts can be imported."""
     embedded = ROOT / "ros2_ws" / "src" / "dr_embedded"
     if str(embedded) not in sys.path:
         sys.path.append(str(embedded))
-    import dr_embedded.ros  # noqa: F401  # before the parts that it holds together
+    import dr_embedded
+
+    dr_embedded.activate()
+    import dr_embedded.ros  # before the parts that it holds together
+
+
+def parameters(work: Path) -> Kind:
+    """Parameter files of nodes; as with ROS 2, what is wrong is a RuntimeError that ends the node in one line."""
+    _embedded()
     from dr_embedded.arguments import read_parameter_file
 
     text = b"/**:\n  ros__parameters:\n    directory: /tmp/x\n    topics: [a, b]\n    rate: {hz: 3.5}\n"
@@ -611,6 +676,39 @@ def camera_info(work: Path) -> Kind:
     write_camera_info(work / "camera.yaml", lens, "front")
     read = lambda folder: read_camera_info(folder / "camera.yaml")  # noqa: E731
     return Kind([files_of(work)], read, one_file(damage_yaml), as_yaml("camera.yaml"))
+
+
+def calibration_recording(work: Path) -> Kind:
+    """A folder of pictures with the tool's poses, as it is given to the calibration."""
+    import cv2
+
+    from dr_calibration import sources
+    from dr_calibration.samples import SAMPLES_FILE, TOOL_FILE
+
+    pose = [0.4, 0.1, 0.3, 0.0, 0.0, 0.0, 1.0]
+    lines = [{"stamp_s": 1.0 + k, "file": f"{k}.png", "T_base_tool": pose} for k in range(2)]
+    (work / SAMPLES_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (work / TOOL_FILE).write_text(
+        "".join(json.dumps({"stamp_s": 0.5 * k, "T_base_tool": pose}) + "\n" for k in range(6))
+    )
+    for k in range(2):
+        cv2.imwrite(str(work / f"{k}.png"), np.full((6, 8, 3), 60 * k, np.uint8))
+
+    def read(folder: Path) -> None:
+        taken, _ = sources.read(folder)
+        for _ in taken:
+            pass
+
+    def break_one(rng: random.Random, files: Files, canary: Path) -> Files:
+        name = rng.choice((SAMPLES_FILE, SAMPLES_FILE, TOOL_FILE, "0.png"))
+        if name == "0.png":
+            return {**files, name: formats.png(rng, files[name])}
+        own = files[name].splitlines()
+        at = rng.randrange(len(own))
+        own[at] = damage_json(rng, own[at])
+        return {**files, name: b"\n".join(own) + b"\n"}
+
+    return Kind([files_of(work)], read, break_one, as_bytes(SAMPLES_FILE, b'{"stamp_s": 1, "file": "', b"{"))
 
 
 def reference_picture(work: Path) -> Kind:
@@ -838,12 +936,14 @@ KINDS: dict[str, Callable[[Path], Kind]] = {
     "sqlite3": sqlite,
     "bag metadata": bag_metadata,
     "messages": messages,
+    "node messages": node_messages,
     "robot file": robot_file,
     "urdf": urdf,
     "config": config,
     "parameters": parameters,
     "rig": rig,
     "camera_info": camera_info,
+    "calibration recording": calibration_recording,
     "reference picture": reference_picture,
     "video": video,
     "replay": replay,
