@@ -27,8 +27,8 @@ class Waitable:
         """The DDS conditions to wait for."""
         return ()
 
-    def due_in_ns(self) -> int | None:
-        """Time until it is ready by itself; None if it never is."""
+    def due_in_ns(self, now_ns: int) -> int | None:
+        """Time until it is ready by itself, on the monotonic clock, which is at `now_ns`; None if it never is."""
         return None
 
     def is_destroyed(self) -> bool:

@@ -51,8 +51,7 @@ class MutuallyExclusiveCallbackGroup(CallbackGroup):
         self._lock = threading.Lock()
 
     def can_execute(self, entity: Any) -> bool:
-        with self._lock:
-            return self._active_entity is None
+        return self._active_entity is None
 
     def beginning_execution(self, entity: Any) -> bool:
         with self._lock:

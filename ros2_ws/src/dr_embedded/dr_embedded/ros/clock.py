@@ -21,6 +21,7 @@ class Clock:
     """`Clock(clock_type=ClockType.ROS_TIME)` is a ROSClock."""
 
     _clock_type: ClockType
+    _override_ns: int | None = None  # simulated time
 
     def __new__(cls, *, clock_type: ClockType = ClockType.SYSTEM_TIME) -> Clock:
         if not isinstance(clock_type, ClockType):
@@ -70,8 +71,6 @@ class Clock:
 
 class ROSClock(Clock):
     """System time, or what /clock said last."""
-
-    _override_ns: int | None = None
 
     def __new__(cls, *, clock_type: ClockType = ClockType.ROS_TIME) -> ROSClock:
         return super().__new__(cls, clock_type=ClockType.ROS_TIME)  # type: ignore[return-value]

@@ -58,6 +58,10 @@ class _Sources:
             self.timed.append(waitable)
 
 
+def _never() -> bool:
+    return False
+
+
 class Executor:
     """Base: keeps nodes and tasks, and finds the next thing to run."""
 
@@ -158,11 +162,11 @@ class Executor:
     def spin(self) -> None:
         """Run callbacks until the context or this executor ends."""
         while self._session.valid and not self._is_shutdown:
-            self.spin_once()
+            self._spin_once(None, _never)
 
     def spin_once(self, timeout_sec: float | None = None) -> None:
         """Run what is ready first, waiting at most `timeout_sec` (None or negative: for ever) for it."""
-        self._spin_once(timeout_sec, lambda: False)
+        self._spin_once(timeout_sec, _never)
 
     def spin_until_future_complete(self, future: Future, timeout_sec: float | None = None) -> None:
         future.add_done_callback(lambda _: self.wake())
@@ -221,29 +225,33 @@ class Executor:
             looked = True
 
     def _collect_ready(self, timeout_ns: int | None) -> None:
-        """Wait for conditions, timers, tasks or a wake-up, and queue all that is ready, each once."""
+        """Wait for conditions, timers, tasks or a wake-up, and queue all that is ready."""
         if self._changed:
             self._list_sources()
-        sources = self._sources
-        if self._taking or not all(group.can_execute(None) for group in self._by_group):
-            sources = self._free_sources()
-        begin_ns, wait_ns = time.monotonic_ns(), SIGNAL_CHECK_NS
-        timed = []
+        sources = self._free_sources() if self._taking else self._sources
+        for group in self._by_group:
+            if not group.can_execute(None):
+                sources = self._free_sources()
+                break
+        now_ns, wait_ns = time.monotonic_ns(), SIGNAL_CHECK_NS
+        if timeout_ns is not None and timeout_ns < wait_ns:
+            wait_ns = timeout_ns
         for waitable in sources.timed:
-            due_ns = waitable.due_in_ns()
-            if due_ns is not None:
-                timed.append((due_ns, waitable))
-                wait_ns = min(wait_ns, due_ns)
-        if timeout_ns is not None:
-            wait_ns = min(wait_ns, timeout_ns)
+            due_ns = waitable.due_in_ns(now_ns)
+            if due_ns is not None and due_ns < wait_ns:
+                wait_ns = due_ns
         self._waitset.attach_exactly(sources.by_condition, self._guard.entity)
         set_conditions = self._waitset.wait(max(wait_ns, 0))
-        if self._guard.entity in set_conditions:
-            self._guard.clear()
-        passed_ns = time.monotonic_ns() - begin_ns
-        self._ready.extend(one for due_ns, one in timed if due_ns <= passed_ns and (one.due_in_ns() or 0) <= 0)
-        by_condition = sources.by_condition
-        self._ready.extend(dict.fromkeys(by_condition[one] for one in set_conditions if one in by_condition))
+        now_ns = time.monotonic_ns()
+        for waitable in sources.timed:
+            due_ns = waitable.due_in_ns(now_ns)
+            if due_ns is not None and due_ns <= 0:
+                self._ready.append(waitable)
+        for condition in set_conditions:
+            if condition == self._guard.entity:
+                self._guard.clear()
+            elif condition in sources.by_condition:
+                self._ready.append(sources.by_condition[condition])
 
     def _list_sources(self) -> None:
         """Take over what the nodes have now."""

@@ -81,9 +81,11 @@ class Timer(Waitable):
             self.reset()  # the clock counts from somewhere else now
         return self._next_ns - self.clock._timer_ns()
 
-    def due_in_ns(self) -> int | None:
+    def due_in_ns(self, now_ns: int) -> int | None:
         if self._canceled:
             return None
+        if not self._simulated and self.clock._override_ns is None:
+            return self._next_ns - now_ns
         left_ns = self.time_until_next_call_ns()
         # Simulated time moves when /clock arrives, at its own pace.
         return min(left_ns, SIMULATED_CHECK_NS) if left_ns > 0 and self._simulated else left_ns
