@@ -184,7 +184,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     training = None
     if TRAINING in manifest["sha256"]:
         try:
-            _refuse_inflation(path / TRAINING)
+            refuse_inflation(path / TRAINING)
             training = torch.load(path / TRAINING, weights_only=True, map_location="cpu")
         # Foreign bytes surprise the restricted reader in many ways; none of them runs code.
         except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
@@ -204,7 +204,7 @@ def _is_plain_file(folder: Path, name: str) -> bool:
         return False
 
 
-def _refuse_inflation(path: Path) -> None:
+def refuse_inflation(path: Path) -> None:
     """ValueError unless it is an archive of torch that holds no more than the file: they are stored as they are.
 
     Torch takes memory for whatever its format from before the archives claims to hold.

@@ -8,8 +8,10 @@ left out. Every entry is used, compared with what it has to be, or refused by na
 
 from __future__ import annotations
 
+import struct
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dr_core.checkpoint import sha256_file
+from dr_core.checkpoint import refuse_inflation, sha256_file
 from dr_core.codec.vqgan import VQGAN
 from dr_core.data.cache import EXPERT, frame_store, token_store
 from dr_core.data.episodes import find_episodes
@@ -257,12 +259,14 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise _refused(path, "a file of published weights", "a directory" if path.is_dir() else "no such file")
     try:
+        if zipfile.is_zipfile(path):  # or of the format before
+            refuse_inflation(path)
         with warnings.catch_warnings():  # of a file that is then read or refused
             warnings.simplefilter("ignore")
             return torch.load(path, weights_only=True, map_location="cpu")
     # Foreign bytes surprise the restricted reader in many ways; none of them runs code.
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
-            AssertionError, OverflowError, MemoryError) as error:  # fmt: skip
+            AssertionError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile) as error:  # fmt: skip
         raise _refused(
             path, "tensors and plain values saved by torch.save", "something else (nothing in it was executed)"
         ) from error

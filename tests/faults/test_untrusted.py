@@ -27,6 +27,7 @@ from dr_calibration.errors import CalibrationError
 from dr_calibration.intrinsics import read_yaml
 from dr_calibration.moved import Reference
 from dr_calibration.rig import Rig
+from dr_core import published
 from dr_core.agent.actor import ActingPolicy
 from dr_core.agent.replay import Replay, ReplayError
 from dr_core.checkpoint import load_checkpoint
@@ -55,6 +56,7 @@ COUNTS = {
         "adroit policy",
         "agent checkpoint",
         "training state",
+        "published weights",
         "video",
     ),
     20: ("robot file", "urdf", "config", "camera_info", "viper checkpoint", "reward checkpoint", "mcap", "sqlite3"),
@@ -240,6 +242,16 @@ def test_a_training_state_that_unpacks_to_more_than_its_file_is_refused(model: P
     digest = hashlib.sha256((model / "training.pt").read_bytes()).hexdigest()
     edit(model, lambda record: record["sha256"].update({"training.pt": digest}))
     refused(lambda: load_checkpoint(model), "tensors and plain numbers only", CheckpointError)
+
+
+def test_published_weights_that_unpack_to_more_than_their_file_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2**22)}, tmp_path / "stored.pt")
+    assert published._load(tmp_path / "stored.pt")["a"].shape == (2**22,)
+    packed = zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED)
+    with packed, zipfile.ZipFile(tmp_path / "stored.pt") as stored:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    refused(lambda: published._load(tmp_path / "packed.pt"), "nothing in it was executed", CheckpointError)
 
 
 def test_a_training_state_in_the_format_before_archives_takes_no_memory(model: Path) -> None:

@@ -247,6 +247,23 @@ def training_state(work: Path) -> Kind:
     return Kind(samples, lambda folder: load_checkpoint(folder / "model"), break_one)
 
 
+def published_weights(work: Path) -> Kind:
+    """Files of torch from elsewhere."""
+    import torch
+
+    from dr_core import published
+
+    state = {"model": {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([3])}, "last_epoch": 7}
+    torch.save(state, work / "new.pt")
+    torch.save(state, work / "old.pt", _use_new_zipfile_serialization=False)
+    samples = [{"w.pt": (work / name).read_bytes()} for name in ("new.pt", "new.pt", "old.pt")]
+
+    def breaks(rng: random.Random, data: bytes, canary: Path) -> bytes:
+        return formats.archive(rng, data) if rng.randrange(2) else any_bytes(rng, data, canary)
+
+    return Kind(samples, lambda folder: published._load(folder / "w.pt"), one_file(breaks))
+
+
 # ---- bags ----
 
 
@@ -932,6 +949,7 @@ KINDS: dict[str, Callable[[Path], Kind]] = {
     "agent checkpoint": agent_checkpoint,
     "viper checkpoint": viper_checkpoint,
     "training state": training_state,
+    "published weights": published_weights,
     "mcap": mcap,
     "sqlite3": sqlite,
     "bag metadata": bag_metadata,
