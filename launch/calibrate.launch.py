@@ -56,7 +56,8 @@ def node(name, parameters, **options):
     topics = ((IMAGES, "image"), (INFO, "info"), ("joint_states", "joint"), ("ee_pose", "tool"))
     renamed = [(topic, LaunchConfiguration(f"{kind}_topic")) for topic, kind in topics]
     common = {"package": "dr_nodes", "executable": name, "name": name, "remappings": renamed, "output": "screen"}
-    return Node(parameters=[parameters], **common, **options)
+    secured = ["--ros-args", "--enclave", f"/{name}"]  # of config/security/policy.xml
+    return Node(parameters=[parameters], arguments=secured, **common, **options)
 
 
 def generate_launch_description():

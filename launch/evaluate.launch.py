@@ -16,7 +16,7 @@ ARM = ["'sim_panda.yaml' if '", LaunchConfiguration("sim_task"), "' == 'panda-pu
 ARM_FILE = PathJoinSubstitution([FindPackageShare("dr_core"), "config", "robots", PythonExpression(ARM)])
 FIRST = PythonExpression(["'agent_a' if '", POLICY_B, "' else 'agent'"])
 AGENTS = PythonExpression(["['agent_a', 'agent_b'] if '", POLICY_B, "' else ['agent']"])
-SCORED = ["r'''", MODEL, "''' != ''"]
+SCORED, EVALUATORS = ["r'''", MODEL, "''' != ''"], ["/simulated/evaluator", "/evaluator"]
 BY_HAND = PythonExpression(["'", MODE, "' == 'shadow' and '", TELEOP, "' != 'none'"])
 
 
@@ -54,23 +54,23 @@ def value(name, kind=str):
     return ParameterValue(LaunchConfiguration(name), value_type=kind)
 
 
-def node(kind, *parameters, name=None, condition="True", **options):
+def node(kind, *parameters, name=None, condition="True", enclave=None, **options):
     options |= {"package": "dr_nodes", "executable": kind, "name": name or kind, "output": "screen"}
+    options |= {"arguments": ["--ros-args", "--enclave", enclave or f"/{kind}"]}  # of config/security/policy.xml
     return Node(parameters=[*parameters], condition=IfCondition(PythonExpression(condition)), **options)
 
 
 def agent(name, end, *parameters, **options):
     acting = {"policy": value(f"policy{end}"), "checkpoint": value(f"checkpoint{end}")}
     own = [(topic, [name, "/", topic]) for topic in ("action", "desired_twist", "desired_gripper")]
-    return node("agent", acting, *parameters, name=name, remappings=own, **options)
+    return node("agent", acting, *parameters, name=name, enclave=["/evaluated/", name], remappings=own, **options)
 
 
 def generate_launch_description():
     robot, seed, task = {"robot_file": value("robot_file")}, {"seed": value("seed", int)}, {"task": value("task")}
-    rig = {"rig_file": value("rig_file")}
-    still = {"stop_limit": ParameterValue(in_sim("0", "5"), value_type=int)}  # simulated pictures have no noise
+    watch = {"rig_file": value("rig_file"), "stop_limit": ParameterValue(in_sim("0", "5"), value_type=int)}
     folder = ParameterValue([LaunchConfiguration("out"), ".episodes"], value_type=str)
-    plan = {"agents": AGENTS, "episodes": value("episodes", int), "episode_s": value("episode_s", float)}
+    plan = seed | task | {"agents": AGENTS, "episodes": value("episodes", int), "episode_s": value("episode_s", float)}
     plan |= {name: value(name) for name in ("out", "mode", "operator")} | {"needs_reward": PythonExpression(SCORED)}
     asked = {"reset_service": in_sim("sim_robot/reset"), "success_topic": in_sim("success")}  # else of a person
     plan |= {name: ParameterValue(text, value_type=str) for name, text in asked.items()} | {"reset_gate": SIM}
@@ -79,11 +79,11 @@ def generate_launch_description():
     nodes = [
         node("sim_robot", robot, seed, simulated, condition=["'", SIM, "' == 'true'"]),
         node("arm_bridge", robot, {"use_deadman": BY_HAND}, condition=["'", MODE, "' != 'dry-run'"]),
-        agent(FIRST, "", robot, rig, seed, still),
-        agent("agent_b", "_b", robot, rig, seed, still, condition=["'", POLICY_B, "' != ''"]),
+        agent(FIRST, "", robot, watch, seed),
+        agent("agent_b", "_b", robot, watch, seed, condition=["'", POLICY_B, "' != ''"]),
         node("teleop", robot, {"source": TELEOP}, condition=BY_HAND, prefix=LaunchConfiguration("terminal")),
-        node("recorder", rig, {"directory": folder, "optional_topics": TOPICS.split()}),
-        node("reward", task, rig, still, {"model": value("model"), "crop": value("crop")}, condition=SCORED),
-        node("evaluator", robot, seed, task, plan, emulate_tty=True, on_exit=Shutdown()),
+        node("recorder", {"rig_file": value("rig_file"), "directory": folder, "optional_topics": TOPICS.split()}),
+        node("reward", task, watch, {"model": value("model"), "crop": value("crop")}, condition=SCORED),
+        node("evaluator", robot, plan, enclave=in_sim(*EVALUATORS), emulate_tty=True, on_exit=Shutdown()),
     ]
     return LaunchDescription([*ARGUMENTS, *nodes])

@@ -50,7 +50,8 @@ def when(*expression):
 def node(name, parameters, **options):
     renamed = [(IMAGES, LaunchConfiguration("image_topic")), (INFO, LaunchConfiguration("info_topic"))]
     common = {"package": "dr_nodes", "executable": name, "name": name, "remappings": renamed, "output": "screen"}
-    return Node(parameters=[parameters], **common, **options)
+    secured = ["--ros-args", "--enclave", f"/{name}"]  # of config/security/policy.xml
+    return Node(parameters=[parameters], arguments=secured, **common, **options)
 
 
 def generate_launch_description():

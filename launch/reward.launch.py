@@ -36,7 +36,8 @@ def node(name, parameters, **options):
     topic = LaunchConfiguration("image_topic")
     renamed = [(IMAGES, topic), (f"{IMAGES}/compressed", [topic, "/compressed"])]
     common = {"package": "dr_nodes", "executable": name, "name": name, "remappings": renamed, "output": "screen"}
-    return Node(parameters=[parameters], **common, **options)
+    secured = ["--ros-args", "--enclave", f"/{name}"]  # of config/security/policy.xml
+    return Node(parameters=[parameters], arguments=secured, **common, **options)
 
 
 def generate_launch_description():

@@ -40,7 +40,9 @@ def given(name):
 
 
 def node(name, *parameters, **options):
-    return Node(package="dr_nodes", executable=name, name=name, parameters=[*parameters], output="screen", **options)
+    common = {"package": "dr_nodes", "executable": name, "name": name, "output": "screen"}
+    secured = ["--ros-args", "--enclave", f"/{name}"]  # of config/security/policy.xml
+    return Node(parameters=[*parameters], arguments=secured, **common, **options)
 
 
 def generate_launch_description():

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -240,6 +241,7 @@ def test_loopback_needs_no_flag(variables: dict[str, str]) -> None:
         ({"ROS_STATIC_PEERS": "0.0.0.0"}, "ROS_STATIC_PEERS"),
         ({"ROS_LOCALHOST_ONLY": "0"}, "ROS_LOCALHOST_ONLY"),
         ({"DR_NETWORK": "yes"}, "DR_NETWORK"),
+        ({"ROS_SECURITY_ENABLE": "true"}, "the stand-in has no security"),
         ({"DR_NETWORK": "configured", "CYCLONEDDS_URI": "x", "ROS_LOCALHOST_ONLY": "1"}, "ROS_LOCALHOST_ONLY"),
     ],
 )
@@ -250,3 +252,23 @@ def test_contradictions_are_refused_by_name(variables: dict[str, str], name: str
 
 def test_the_flag_allows_what_is_configured() -> None:
     assert not loopback_only({"DR_NETWORK": "configured", "CYCLONEDDS_URI": "file:///here.xml"})
+
+
+def test_a_node_tells_its_enclave(start_peer: Callable[..., object], node: Any, spin_until: Any) -> None:
+    start_peer("plain", "--ros-args", "--enclave", "/evaluated/agent", "-r", "__node:=wary")
+
+    def found() -> list[str]:
+        return [enclave for name, _, enclave in node.get_node_names_and_namespaces_with_enclaves() if name == "wary"]
+
+    assert spin_until(found, node) and found() == ["/evaluated/agent"]
+    assert ("tester", "/", "/") in node.get_node_names_and_namespaces_with_enclaves()
+
+
+def test_a_wrong_enclave_is_refused() -> None:
+    from dr_embedded.arguments import parse
+    from rclpy.exceptions import UnknownROSArgsError
+
+    assert parse(["--ros-args", "-e", "/a/b"]).enclave == "/a/b"
+    for wrong in ("relative", "/a/", ""):
+        with pytest.raises(UnknownROSArgsError, match="enclave"):
+            parse(["--ros-args", "--enclave", wrong])

@@ -24,7 +24,7 @@ if importlib.util.find_spec("gymnasium_robotics") is None:
 from dr_core.data.video import write_video
 from dr_core.presets import PRESETS
 from dr_core.rewards.model import Networks, RewardModel
-from tests.nodes.conftest import ROOT, TIMEOUT_S, WORKSPACE, NodeProcess, starter
+from tests.nodes.conftest import ROOT, STACK, TIMEOUT_S, WORKSPACE, NodeProcess, starter
 from tests.nodes.test_rig import make_rig
 from tests.nodes.test_security import RULES, security
 
@@ -215,3 +215,39 @@ def test_the_recorder_may_hear_what_the_launch_files_record() -> None:
         rule for rule in RULES if rule.enclave == "/recorder" and rule.access == "subscribe" and rule.name != "/clock"
     ]
     assert {rule.full() for rule in own} == {f"/{name.lstrip('/')}" for name in [IMAGE, *recorded()]}
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "expected"),
+    [
+        ("sim_demo", "model:=m directory:=d", "sim_robot arm_bridge agent reward recorder"),
+        ("record", "directory:=d robot_file:=r teleop:=joy", "camera teleop arm_bridge recorder"),
+        ("reward", "model:=m", "camera reward"),
+        ("calibrate", "step:=hand-eye robot_file:=r teleop:=joy directory:=d", ""),
+        (
+            "evaluate",
+            "sim:=true policy_b:=scripted model:=m",
+            "sim_robot arm_bridge evaluated/agent_a evaluated/agent_b recorder reward simulated/evaluator",
+        ),
+        (
+            "evaluate",
+            "robot_file:=r mode:=shadow teleop:=joy",
+            "arm_bridge evaluated/agent teleop recorder evaluator",
+        ),
+    ],
+)
+def test_launch_files_name_the_enclaves(file: str, given: str, expected: str) -> None:
+    if STACK != "embedded":
+        pytest.skip("the launcher of the stand-in is asked what it would start")
+    from dr_embedded.finder import serve_launch
+    from dr_embedded.launch import given_arguments, load, programs_of
+
+    serve_launch()
+    description = load(str(ROOT / "launch" / f"{file}.launch.py"))
+    commands = [one.command for one in programs_of(description, given_arguments(given.split(), description))]
+    enclaves = [command[command.index("--enclave") + 1] for command in commands]
+    assert set(enclaves) <= {rule.enclave for rule in RULES} and len(set(enclaves)) == len(commands) > 1
+    for command, enclave in zip(commands, enclaves, strict=True):
+        (name,) = [word.removeprefix("__node:=") for word in command if word.startswith("__node:=")]
+        assert {rule.node for rule in RULES if rule.enclave == enclave} == {name}
+    assert not expected or enclaves == [f"/{one}" for one in expected.split()]

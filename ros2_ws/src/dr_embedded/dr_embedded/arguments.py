@@ -1,4 +1,4 @@
-"""The `--ros-args` part of a command line: remapping, parameters, log levels."""
+"""The `--ros-args` part of a command line: remapping, parameters, log levels, enclave."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from dr_embedded.names import expand_topic_name
-from dr_embedded.ros.exceptions import UnknownROSArgsError
+from dr_embedded.names import expand_topic_name, validate_namespace
+from dr_embedded.ros.exceptions import InvalidNamespaceException, UnknownROSArgsError
 
 _IGNORED_FLAGS = {
     f"--{switch}-{what}"
@@ -37,6 +37,7 @@ class Arguments:
     parameters: list[tuple[str, str, Any]] = field(default_factory=list)  # (node pattern, name, value)
     log_levels: dict[str | None, str] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
+    enclave: str = "/"
 
     def _rules(self, node: str) -> Iterator[Remap]:
         return (rule for rule in self.remaps if rule.node in (None, node))
@@ -102,12 +103,23 @@ def parse(arguments: Sequence[str]) -> Arguments:
             parsed.parameters.append((rule.node or "/**", rule.source, yaml.safe_load(rule.target)))
         elif word == "--params-file":
             parsed.parameters.extend(read_parameter_file(Path(next(words, ""))))
+        elif word in ("-e", "--enclave"):
+            parsed.enclave = _enclave(next(words, ""))
         elif word == "--log-level":
             name, _, level = next(words, "").rpartition(":=")
             parsed.log_levels[name or None] = level
         else:
             raise UnknownROSArgsError(f"Found unknown ROS arguments: '{word}'")
     return parsed
+
+
+def _enclave(name: str) -> str:
+    """Raises UnknownROSArgsError: no absolute name."""
+    try:
+        validate_namespace(name)
+    except InvalidNamespaceException as error:
+        raise UnknownROSArgsError(f"--enclave {name}: {error}") from error
+    return name
 
 
 def _remap(text: str) -> Remap:

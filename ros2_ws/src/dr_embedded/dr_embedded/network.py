@@ -26,8 +26,12 @@ def loopback_only(environment: Mapping[str, str]) -> bool:
     """Whether DDS stays on the loopback interface; False: CYCLONEDDS_URI says where it goes.
 
     Raises:
-        NetworkRefused: the variables contradict each other, or ask for more than DR_NETWORK allows.
+        NetworkRefused: the variables contradict each other, ask for more than DR_NETWORK allows, or for security.
     """
+    if environment.get("ROS_SECURITY_ENABLE") == "true":
+        raise NetworkRefused(
+            "ROS_SECURITY_ENABLE: expected false, as the stand-in has no security; found true; use ROS 2, or unset it"
+        )
     wanted = environment.get("DR_NETWORK") or "loopback"
     if wanted not in CHOICES:
         raise NetworkRefused(f"DR_NETWORK: expected {' or '.join(CHOICES)}; found '{wanted}'; correct it or unset it")

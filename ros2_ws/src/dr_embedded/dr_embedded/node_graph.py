@@ -49,7 +49,7 @@ class NodeGraph:
         return self._session.graph.nodes()
 
     def get_node_names_and_namespaces_with_enclaves(self) -> list[tuple[str, str, str]]:
-        return self._session.graph.nodes_with_enclaves()  # type: ignore[no-any-return]
+        return self._session.graph.nodes_with_enclaves()
 
     def get_node_names(self) -> list[str]:
         return [name for name, _ in self._session.graph.nodes()]

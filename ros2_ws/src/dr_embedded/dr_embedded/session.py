@@ -13,8 +13,8 @@ from dr_embedded.wire import GuardCondition, Participant
 class Session:
     """Ends once; its DDS entities go when it has ended and its last node is destroyed."""
 
-    def __init__(self, domain_id: int) -> None:
-        self.participant = Participant(domain_id)
+    def __init__(self, domain_id: int, enclave: str = "/") -> None:
+        self.participant = Participant(domain_id, enclave)
         self.graph = Graph(self.participant)
         self.valid = True
         self._nodes: set[Any] = set()

@@ -46,18 +46,20 @@ def _local_domain(domain_id: int) -> Domain:
 class Participant:
     """One process-wide view of a domain; owns every endpoint made through it.
 
+    The enclave is only told to others: there is no security here.
+
     Raises:
         NetworkRefused: the environment asks for another network than loopback, and DR_NETWORK does not.
     """
 
-    def __init__(self, domain_id: int) -> None:
+    def __init__(self, domain_id: int, enclave: str = "/") -> None:
         self.domain_id = domain_id
         self._own_domain = loopback_only(os.environ)
         with _lock:
             if self._own_domain:
                 domain, users = _domains.get(domain_id, (None, 0))
                 _domains[domain_id] = (domain or _local_domain(domain_id), users + 1)
-            self.dds = DomainParticipant(domain_id, Qos(Policy.Userdata(b"enclave=/;")))
+            self.dds = DomainParticipant(domain_id, Qos(Policy.Userdata(f"enclave={enclave};".encode())))
         self.entity: int = self.dds._ref
         self.guid = cyclone.guid_of(self.entity)
 

@@ -41,7 +41,7 @@ class Context:
                 domain_id = int(os.environ.get("ROS_DOMAIN_ID") or 0)
             if initialize_logging:
                 logging.apply_levels(self._arguments.log_levels)
-            self._session = Session(domain_id)
+            self._session = Session(domain_id, self._arguments.enclave)
             signals.register(self)
 
     def ok(self) -> bool:
