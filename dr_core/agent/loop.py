@@ -95,7 +95,7 @@ PRESETS: dict[str, LoopConfig] = {
                 fb_weight=0.05,
                 video_motion=True,
                 fb_density=True,
-                fb=FBConfig(hidden_size=256, learning_rate=3e-4, batch_size=64, update_every=4),
+                fb=FBConfig(hidden_size=256, learning_rate=3e-4, batch_size=64, update_every=8),
             ),
         ),
         agent=AgentConfig(
