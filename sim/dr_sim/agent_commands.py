@@ -222,7 +222,7 @@ class TrainAgent:
             frames = read_goal(self.goal, model, task=environments.task, unfamiliar=self.goal_unfamiliar)
             source = str(self.goal)
         elif experts:
-            frames, path = goal_of_experts(experts, model, environments.task)
+            frames, path = goal_of_experts(experts, model, environments.task, unfamiliar=self.goal_unfamiliar)
             source = str(path)
         else:
             first = environments.reset([IMAGINED_SEED] * environments.num)[:1]  # (1, H, W, 3)

@@ -215,6 +215,9 @@ def test_an_experts_goal_is_the_first_success_of_the_task(recorded: Path, model:
     # Its pictures are not the model's, which it says: it was found.
     with pytest.raises(ConfigError, match="out-of-distribution"):
         goals.goal_of_experts((recorded,), model, "push-v3")
+    frames, path = goals.goal_of_experts((recorded,), model, "push-v3", unfamiliar=True)
+    assert path == goals.find_episodes([recorded])[0]
+    np.testing.assert_array_equal(frames, goals.read_goal(path, model, unfamiliar=True))
 
 
 def test_the_hash_of_a_goal_tells_frames_and_goal_frame(model: RewardModel) -> None:

@@ -81,16 +81,18 @@ def read_goal(path: Path, model: RewardModel, *, task: str | None = None, unfami
     return frames
 
 
-def goal_of_experts(paths: tuple[Path, ...], model: RewardModel, task: str) -> tuple[Frames, Path]:
+def goal_of_experts(
+    paths: tuple[Path, ...], model: RewardModel, task: str, *, unfamiliar: bool = False
+) -> tuple[Frames, Path]:
     """The first successful episode of the task among those at ``paths``, by name; its frames and where it is.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or as :func:`read_goal`.
     """
     for path in find_episodes(paths):
         metadata = read_metadata(path)
         if metadata.outcome == "success" and _same_task(metadata.task, task):
-            return read_goal(path, model, task=task), path
+            return read_goal(path, model, task=task, unfamiliar=unfamiliar), path
     raise ConfigError(
         "--experts", expected=f"a successful episode of {task}", found="none", next_step="give --goal FILE_OR_BAG"
     )
