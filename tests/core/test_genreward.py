@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dr_core.codec.train import to_images
 from dr_core.codec.vqgan import VQGANConfig
+from dr_core.data.episodes import find_episodes
 from dr_core.data.video import write_video
 from dr_core.diffusion.inplace import InPlaceConfig
 from dr_core.errors import BagError, ConfigError
@@ -216,7 +217,7 @@ def test_an_experts_goal_is_the_first_success_of_the_task(recorded: Path, model:
     with pytest.raises(ConfigError, match="out-of-distribution"):
         goals.goal_of_experts((recorded,), model, "push-v3")
     frames, path = goals.goal_of_experts((recorded,), model, "push-v3", unfamiliar=True)
-    assert path == goals.find_episodes([recorded])[0]
+    assert path == find_episodes([recorded])[0]
     np.testing.assert_array_equal(frames, goals.read_goal(path, model, unfamiliar=True))
 
 
