@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from collections.abc import Callable
@@ -24,8 +25,12 @@ class Message:
     _fields_and_field_types: ClassVar[dict[str, str]]
     # Of each field: name, what stores a value without checks, the check, the default.
     _ros_slots: ClassVar[tuple[tuple[str, Callable[[Any, Any], None], Callable[[Any], Any], Callable[[], Any]], ...]]
+    _set_defaults: Callable[[], None]
 
     def __init__(self, **kwargs: Any) -> None:
+        if not kwargs:
+            self._set_defaults()
+            return
         for name, store, check, default in self._ros_slots:
             if name in kwargs:
                 store(self, check(kwargs.pop(name)))
@@ -89,8 +94,22 @@ def _make_message(name: str) -> Any:
     made: Any = type(bare, (Message,), members)
     stores = {field.name: made.__dict__[f"_{field.name}"].__set__ for field in fields}
     made._ros_slots = tuple((field.name, stores[field.name], field.check, field.default) for field in fields)
+    made._set_defaults = _default_setter(fields)
     for field in fields:
         setattr(made, field.name, _accessor(field, stores[field.name]))
+    return made
+
+
+def _default_setter(fields: tuple[Field, ...]) -> Callable[[Message], None]:
+    """A method that sets all fields of a new message, compiled, since nested messages have many."""
+    names: dict[str, Any] = {f"make{i}": field.default for i, field in enumerate(fields)}
+    lines = ["def set_defaults(self):", "    pass"]
+    for i, field in enumerate(fields):
+        value = field.default()
+        fixed = math.isfinite(value) if isinstance(value, float) else isinstance(value, (int, str, bytes))
+        lines.append(f"    self._{field.name} = {repr(value) if fixed else f'make{i}()'}")
+    exec("\n".join(lines), names)
+    made: Callable[[Message], None] = names["set_defaults"]
     return made
 
 
