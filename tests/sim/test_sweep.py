@@ -173,9 +173,10 @@ def test_a_sweep_that_is_stopped_or_killed_leaves_nothing_running(tmp_path: Path
         time.sleep(0.05)
 
 
-def test_an_input_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    done = sweep(words(tmp_path / "sweep", "--model", str(tmp_path / "no_model")))
-    assert done.returncode == 2 and "--model: expected a path" in done.stderr and not (tmp_path / "sweep").exists()
+@pytest.mark.parametrize("flag", ["--model", "--goal"])
+def test_an_input_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path, flag: str) -> None:
+    done = sweep(words(tmp_path / "sweep", flag, str(tmp_path / "no_input")))
+    assert done.returncode == 2 and f"{flag}: expected a path" in done.stderr and not (tmp_path / "sweep").exists()
 
 
 # ---- on a Ray cluster ----
