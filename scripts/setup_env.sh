@@ -123,7 +123,7 @@ say "installing dr_core and what it needs"
 install_realsense
 # For the test of a sweep on a cluster; there is no wheel for every Python.
 .venv/bin/pip install --quiet --editable '.[ray]' || say "no Ray for this machine: its test is skipped"
-# For the tests of generated goal videos: about 300 MB, none of it weights.
+# For the tests of generated goal videos: about 260 MB, none of it weights.
 .venv/bin/pip install --quiet --editable '.[genreward]' || say "no diffusers for this machine: the tests of generated goal videos are skipped"
 .venv/bin/python -c 'import cv2, dr_core.cli, torch' ||
     die "see the error above; a missing lib*.so comes from: apt-get install libgl1 libglib2.0-0"

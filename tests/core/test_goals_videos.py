@@ -188,6 +188,35 @@ def test_unusable_sources(tmp_path: Path) -> None:
             read()
 
 
+# ---- without the extra ----
+
+WITHOUT = """
+import importlib, pkgutil, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("diffusers", "transformers", "peft", "sentencepiece", "accelerate"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+import dr_core.goals
+for module in pkgutil.iter_modules(dr_core.goals.__path__, "dr_core.goals."):
+    importlib.import_module(module.name)
+importlib.util.find_spec = lambda name, plain=importlib.util.find_spec: None if name == "diffusers" else plain(name)
+from dr_core.cli import main
+recording, folder = sys.argv[1:]
+print(main(["goal-video", recording, "--out", f"{folder}/goal"]))
+print(main(["finetune-goal", recording, "--generator", folder, "--out", f"{folder}/run"]))
+"""
+
+
+def test_without_the_extra_recordings_work_and_the_rest_names_it(
+    episode: Path, tmp_path: Path, python: Callable[..., Any]
+) -> None:
+    done = python("-c", WITHOUT, str(episode), str(tmp_path))
+    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["0", "2"], done.stderr
+    assert done.stderr.count("\n") == 1 and "pip install -e '.[genreward]'" in done.stderr
+    assert (tmp_path / "goal" / VIDEO).exists() and not (tmp_path / "run").exists()
+
+
 # ---- the command ----
 
 
