@@ -28,9 +28,11 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(CAMPAIGNS):
         parser.error(f"unknown campaign {', '.join(sorted(unknown))}; there are {', '.join(CAMPAIGNS)}")
-    figures = {name: _run(name, arguments) for name in arguments.names or CAMPAIGNS}
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+    figures: dict[str, Any] = {}
+    for name in arguments.names or CAMPAIGNS:
+        figures[name] = _run(name, arguments)
+        if arguments.out is not None:
+            arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
     print_table(figures)
     return 1 if _faults(figures) else 0
 

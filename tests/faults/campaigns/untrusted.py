@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.campaigns.samples import KINDS, ROOT
+from tests.faults.rows import UNTRUSTED
 
 SOURCES = (".", "sim", "calibration", "ros2_ws/src/dr_nodes")
 COUNT = 10_000
@@ -38,7 +39,8 @@ def run(
         for told in _told_by_worker([*arguments, json.dumps(list(kinds or KINDS))], Path(folder)):
             name, inputs = told.pop("kind"), told["read"] + told["refused"] + told["fault"]
             found[name] = {"inputs": inputs, **told, "per_second": round(inputs / max(told["seconds"], 0.1))}
-            print(f"untrusted: {name}: {inputs} inputs in {told['seconds']} s, {told['fault']} faulty", flush=True)
+            shown = ", ".join(f"{found[name][key]} {word}" for key, word in UNTRUSTED.items())
+            print(f"untrusted: {name}: {shown}", flush=True)
         if keep is not None and (Path(folder) / "faults").exists():
             shutil.copytree(Path(folder) / "faults", keep, dirs_exist_ok=True)
     return found
