@@ -172,6 +172,23 @@ def test_a_goal_is_read_from_a_bag_a_video_or_a_directory(
         goals.read_goal(tmp_path, model, unfamiliar=True)
 
 
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        ((20, 32, 32, 3), "pictures of at least 64 x 64, the model's; found 32 x 32"),
+        ((20, 64, 128, 3), "expected a square"),
+        ((1, 64, 64, 3), "at least 2 frames; found 1"),
+        ((20, 64, 64, 3), "out-of-distribution score"),
+    ],
+)
+def test_a_goal_video_of_another_kind_is_refused(
+    tmp_path: Path, model: RewardModel, shape: tuple[int, ...], told: str
+) -> None:
+    write_video(tmp_path / "goal.mp4", noise(*shape), 10.0, lossless=False)
+    with pytest.raises((BagError, ConfigError), match=told):
+        goals.read_goal(tmp_path / "goal.mp4", model, task="door-close")
+
+
 def test_a_goal_unlike_the_training_pictures_is_refused_where_the_model_can_tell(model: RewardModel) -> None:
     known = model.networks.familiarity.log_p[2].argmax(-1)  # (64,) the most frequent codes of door-close
     typical = model.decode(known[None].repeat(4, 1).numpy())

@@ -103,23 +103,15 @@ def test_genreward_trains_from_an_imagined_goal_and_goes_on_exactly(tmp_path: Pa
     ("words", "told"),
     [
         (["--goal", "{path}/none.mp4"], "nothing there"),
-        (["--goal", "{path}/goal.mp4", "--goal-frame", "20"], "last, or a number from 0 to 19"),
         (["--goal", "{path}/goal.mp4"], "out-of-distribution score"),
-        (["--goal", "{path}/small.mp4"], "pictures of at least 64 x 64"),
-        (["--goal", "{path}/wide.mp4"], "expected a square"),
-        (["--goal", "{path}/one.mp4"], "at least 2 frames"),
         (["--goal", "{path}/goal.mp4", "--goal-unfamiliar", "--goal-text", " "], "expected a text"),
         (["--goal", "{path}/goal.mp4", "--goal-unfamiliar", "--goal-text", "a shut door"], "give it with --clip"),
-        (["--goal", "{path}"], "expected one goal video of door-close"),
         (["--frame-encoder", "{path}/none"], "{path}/none"),
     ],
 )
 def test_a_goal_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, words: list[str], told: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (20, 128, 128, 3), dtype=np.uint8)
-    for name, frames in (
-        ("goal", noise), ("small", noise[:, :32, :32]), ("wide", noise[:, :64]), ("one", noise[:1])
-    ):  # fmt: skip
-        write_video(tmp_path / f"{name}.mp4", frames, 10.0, lossless=False)
+    write_video(tmp_path / "goal.mp4", noise, 10.0, lossless=False)
     given = [word.format(path=tmp_path) for word in words]
     common = ["train-agent", "--task", TASK, "--reward", "genreward", "--model", str(MODEL), "--frames", "200", *SMALL]
     done = dr(*common, "--out", str(tmp_path / "run"), *given)
