@@ -1,6 +1,6 @@
 """What the ROS graph costs: image transport and loss, camera to command, recording, memory of every node.
 
-    python benchmarks/ros_graph.py                                # about 13 minutes on 2 cores
+    python benchmarks/ros_graph.py                                # about 14 minutes on 2 cores
     python benchmarks/ros_graph.py --only transport,loss --seconds 10 --out runs/ros.json
 
 Every node is a process of its own; they talk over DDS, on a real ROS 2 where one is sourced, else on dr_embedded, in a
