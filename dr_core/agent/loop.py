@@ -232,7 +232,8 @@ class AgentStage:
             if metrics:
                 names = Terms._fields if self._genreward is not None else Terms._fields[:3]
                 told |= {f"term_{name}": float(np.mean(getattr(terms, name))) for name in names}
-                told |= {} if self._genreward is None else self._genreward.told
+                if self._genreward is not None:  # the mean of a centred term says nothing
+                    told |= {"fb_spread": float(np.std(terms.fb)), **self._genreward.told}
         return told
 
     def _reward(self, batch: Batch, draw: np.random.Generator) -> Terms:

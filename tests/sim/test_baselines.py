@@ -55,7 +55,7 @@ def test_a_quick_sweep_trains_from_every_reward_and_prints_the_table(tmp_path: P
         assert last["loss"] > 0.0
         assert (last["term_video"] != 0.0) == (name in FROM_VIDEOS), name
         assert (last["term_exploration"] != 0.0) == (name != "sparse"), name
-        assert (last.get("term_goal_video", 0.0) != 0.0) == (last.get("term_fb", 0.0) != 0.0) == (name in FROM_GOALS)
+        assert (last.get("term_goal_video", 0.0) != 0.0) == (last.get("fb_spread", 0.0) > 0.0) == (name in FROM_GOALS)
 
 
 @pytest.mark.parametrize(("setting", "value"), [("camera", "corner2"), ("shadows", "true"), ("msaa", "4")])
