@@ -108,7 +108,8 @@ def read_video(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     Raises:
         BagError: not a video, a damaged one, one without frames, or frames of more than 4 GiB.
     """
-    frames, stamps_ns = [], []
+    frames: list[NDArray[np.uint8]] = []
+    stamps_ns: list[int] = []
     for frame, stamp_ns in iterate_video(path):
         if (len(frames) + 1) * frame.nbytes > READ_LIMIT_BYTES:
             raise _not_a_video(path, f"more than {READ_LIMIT_BYTES} bytes of frames")
