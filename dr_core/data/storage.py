@@ -57,7 +57,7 @@ def locate(path: Path, *, salvage: bool = False) -> BagFiles:
     Raises:
         BagError: not a bag, not readable, or metadata.yaml names files outside of the bag.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # also where the name is too long for one
         raise BagError(str(path), expected="a bag", found="nothing there", next_step="check the path")
     if path.is_file():
         return BagFiles(path, (path,), _storage_of(path), None)

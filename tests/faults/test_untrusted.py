@@ -276,6 +276,11 @@ def test_metadata_of_a_bag_names_plain_files_in_it_only(name: str, tmp_path: Pat
     assert not (tmp_path / "o").exists()
 
 
+def test_a_recording_of_an_impossible_name_is_missing() -> None:
+    refused(lambda: bag_info(Path("x" * 300)), "x" * 300, BagError)
+    refused(lambda: read_episode(Path("a\0b.mcap"), rule=RULE), "a\0b", BagError)
+
+
 def test_a_pipe_in_the_place_of_metadata_does_not_hold_its_reader(tmp_path: Path) -> None:
     bag = samples.small_bag(tmp_path / "bag")
     (bag / "metadata.yaml").unlink()
