@@ -226,10 +226,10 @@ def test_the_goal_terms_count_from_random_behaviour(tmp_path: Path) -> None:
     reward = RewardConfig("genreward", alpha=0.0, goal=replace(GOAL_CONFIG, fb_weight=0.5))
     stage, _ = Run(tmp_path / "run", replace(CONFIG, agent=agent, reward=reward))()
     line = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
-    assert line["term_fb"] == pytest.approx(0.0, abs=1e-3) and abs(line["fb_measure"]) > 0.005
+    assert abs(line["term_fb"]) < 0.2 * line["fb_spread"], "a little is left, as not all transitions have three steps"
     total, count = stage._random[GOAL_VIDEO]
-    assert count == 2 * 2 * EPISODE, "of the two rounds before the first update"
-    assert 0.0 < total / count < 1.0 / EPISODE, "one clip an episode, its cosine at most 1"
+    assert count == 2 * EPISODE, "of the round before the first update"
+    assert 0.0 < abs(total / count) < 1.0 / EPISODE, "one clip an episode, its cosine at most 1"
 
 
 def test_a_goal_and_a_reward_without_one_do_not_go_together(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_it_learns_to_move_the_square_from_a_goal_alone(tmp_path: Path) -> None:
     goal = replace(GOAL_CONFIG, fb_weight=0.1, video_weight=0.0, fb=replace(GOAL_CONFIG.fb, learning_rate=1e-3))
     reward = RewardConfig("genreward", alpha=0.0, success_weight=0.0, goal=goal)
     config = replace(
-        CONFIG, frames=16 * 40, agent=agent, reward=reward, eval_every_frames=16 * 40, eval_episodes=20
+        CONFIG, frames=16 * 30, agent=agent, reward=reward, eval_every_frames=16 * 30, eval_episodes=20
     )  # fmt: skip
     Run(tmp_path / "run", config)()
     evaluation = json.loads((tmp_path / "run" / "evaluations.jsonl").read_text())
