@@ -110,7 +110,7 @@ def test_other_files_are_refused(fault: str, tmp_path: Path) -> None:
 
 def test_the_whole_reward_and_its_terms() -> None:
     terms = combine(2.0, 10.0, 1.0, alpha=0.95, success_weight=3.0)
-    assert terms == pytest.approx((0.1, 9.5, 3.0)) and terms.total == pytest.approx(12.6)
+    assert terms == pytest.approx((0.1, 9.5, 3.0, 0.0, 0.0)) and terms.total == pytest.approx(12.6)
     off = combine(0.123456789, math.nan, 0.0, alpha=0.0)
     assert off.total == 0.123456789, "without the others the video term is the reward, to the last bit"
     video, success = np.array([1.0, 2.0]), np.array([0.0, 2.0])
