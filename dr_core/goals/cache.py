@@ -114,6 +114,7 @@ def read_goal(folder: Path) -> GoalVideo:
     Raises:
         CheckpointError: missing, damaged, or changed since it was written.
     """
+    damage = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, BagError)
     try:
         file = folder / PROVENANCE
         text = file.read_text(encoding="utf-8") if file.stat().st_size <= _MAX_PROVENANCE_BYTES else ""
@@ -127,7 +128,7 @@ def read_goal(folder: Path) -> GoalVideo:
         frames, _ = read_video(folder / VIDEO)
         if frames.shape != shape or not 0 < rate_hz < float("inf"):
             raise ValueError(f"frames {frames.shape} at {rate_hz} Hz")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, BagError) as error:
+    except damage as error:
         raise CheckpointError(
             str(folder),
             expected=f"a whole goal video: {VIDEO} and {PROVENANCE} as they were written",

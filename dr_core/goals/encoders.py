@@ -171,7 +171,7 @@ class _Pictures:
             mean, std = (torch.tensor([float(v) for v in settings[name]]) for name in ("image_mean", "image_std"))
             if not 1 <= self.edge <= 4096 or mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
                 raise ValueError(f"crop_size {crop}, image_mean {mean.tolist()}, image_std {std.tolist()}")
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             expected = "a square crop_size, and image_mean and image_std of 3 channels"
             raise refused(file, expected, " ".join(repr(error).split())[:160], "copy it again") from error
         if edge is not None and self.edge != edge:

@@ -40,6 +40,7 @@ PARTS = {
     "scheduler": ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"),
 }
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+MOST_TIMESTEPS = 100_000
 ADAPTER = "goal"
 # What of an adapter's own description is taken over: numbers and names, nothing that names code.
 _ADAPTER_SETTINGS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "lora_bias")
@@ -253,6 +254,11 @@ def check_pipeline(path: Path) -> dict[str, str]:
         named[part] = str(name)
     for part in ("transformer", "vae", "text_encoder"):
         check_weights(path / part)
+    steps = read_json(path / "scheduler" / "scheduler_config.json").get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or not 1 <= steps <= MOST_TIMESTEPS:
+        raise refused(
+            path / "scheduler", f"1 to {MOST_TIMESTEPS} num_train_timesteps", f"{steps!r:.40}", "copy it again"
+        )
     return named
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dr_core.checkpoint import sha256_file
+from dr_core.checkpoint import built_from, sha256_file
 from dr_core.errors import CheckpointError, UserError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -89,8 +89,8 @@ def check_weights(folder: Path) -> None:
         raise refused(folder, "weights in safetensors", found, "convert the weights to safetensors, or copy those")
     for index in sorted(folder.glob(f"*{_WEIGHTS}.index.json")):
         parts = read_json(index).get("weight_map", {})
-        names = sorted(set(parts.values())) if isinstance(parts, dict) else []
-        absent = [str(name) for name in names if not isinstance(name, str) or not (folder / name).is_file()]
+        names = list(parts.values()) if isinstance(parts, dict) else []
+        absent = [f"{name!r:.80}" for name in names if not isinstance(name, str) or not (folder / name).is_file()]
         if absent or not names:
             raise refused(index, "the names of files beside it", absent[0] if absent else "none", "copy them again")
 
@@ -107,10 +107,11 @@ def load_network(kind: Any, folder: Path, dtype: Any) -> Any:
         CheckpointError: another class, other weights than the config describes, or a file that cannot be read.
     """
     config = read_json(folder / "config.json")
-    named = config.get("_class_name") or (config.get("architectures") or [None])[0]
-    if named != kind.__name__:
+    named = config.get("_class_name", config.get("architectures"))
+    if named not in (kind.__name__, [kind.__name__]):
         raise refused(folder / "config.json", f"the class {kind.__name__}", str(named), "give another directory")
     check_weights(folder)
+    _check_size(kind, folder)
     with readable(folder), silent():
         network, report = kind.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=dtype
@@ -129,6 +130,33 @@ def load_network(kind: Any, folder: Path, dtype: Any) -> Any:
     if damaged is not None:
         raise refused(folder, "finite weights", f"{damaged} that is not", "copy the weights again")
     return network.eval().requires_grad_(False)
+
+
+def _check_size(kind: Any, folder: Path) -> None:
+    """Refuse a config that describes a larger network than the weights, before memory is taken for it.
+
+    Raises:
+        CheckpointError: it does, or the class refuses it.
+    """
+    import safetensors
+    import torch
+
+    sizes = {}
+    for file in sorted(folder.glob(f"*{_WEIGHTS}")):
+        with readable(file), safetensors.safe_open(str(file), framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (no mapping)
+                sizes[name] = torch.empty(weights.get_slice(name).get_shape(), device="meta")
+    # Twice: weights that two layers share are registered by both.
+    room = {f"{copy} {name}": value for copy in (1, 2) for name, value in sizes.items()}
+    with readable(folder / "config.json"), silent():
+        if hasattr(kind, "config_class") and kind.config_class is not None:
+            config = kind.config_class.from_pretrained(str(folder), local_files_only=True)
+            build = lambda: kind(config)  # noqa: E731
+        else:
+            config = kind.load_config(str(folder), local_files_only=True)
+            build = lambda: kind.from_config(config)  # noqa: E731
+        with built_from(room, folder), torch.device("meta"):
+            build()
 
 
 def load_other(kind: Any, folder: Path) -> Any:
@@ -168,10 +196,10 @@ def readable(path: Path) -> Iterator[None]:
     """
     import safetensors
 
-    refusals = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, ImportError)
+    foreign = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError)
     try:
         yield
-    except (*refusals, safetensors.SafetensorError) as error:
+    except (*foreign, ArithmeticError, MemoryError, safetensors.SafetensorError) as error:
         text = " ".join(str(error).split())[:200]
         raise refused(path, "files that can be read", text or repr(error), "copy the directory again whole") from error
 
