@@ -135,6 +135,8 @@ class ArmBridge(ManagedNode):
         now_ns = time.monotonic_ns()
         self.jumped = self.clock_watch.look(self.now_ns(), now_ns)
         output = self.gate.step(now_ns, command, self.robot_state(), self.interlocks(now_ns))
+        if command is not None:
+            self.beats[0].reset()  # the next period begins with this step
         if output.allowed is not None:
             self.commands.publish(robot_command(self.command_type, self.robot, self.now_ns(), output.allowed))
         self.move_gripper(now_ns)
