@@ -20,6 +20,7 @@ from dr_core.goals.local import (
     load_network,
     load_other,
     read_json,
+    readable,
     refused,
     require_packages,
 )
@@ -65,14 +66,16 @@ class ClipMatcher:
 
         if not text.strip():
             raise ConfigError("text", expected="what the goal looks like", found="none", next_step="give a text")
-        tokens = self._tokenizer([text], return_tensors="pt")
+        with readable(self.path):
+            tokens = self._tokenizer([text], return_tensors="pt")
         length, most = tokens.input_ids.shape[1], self._network.config.text_config.max_position_embeddings
         if length > most:
             raise ConfigError("text", expected=f"at most {most} tokens", found=str(length), next_step="shorten it")
         if int(tokens.input_ids.max()) >= self._network.config.text_config.vocab_size:
             raise refused(self.path, "a tokenizer of this network", "tokens unknown to it", "copy the directory again")
         with torch.inference_mode():
-            wanted = self._network.get_text_features(**tokens.to(self.device)).pooler_output  # (1, D)
+            with readable(self.path, "a network that runs"):
+                wanted = self._network.get_text_features(**tokens.to(self.device)).pooler_output  # (1, D)
             features = self._pictures.map(lambda part: self._network.get_image_features(part).pooler_output, frames)
             cosines = torch.nn.functional.cosine_similarity(features, wanted, dim=1)  # (N,)
         return _finite(cosines, self.path)

@@ -122,6 +122,10 @@ class GoalGenerator:
         for what, found, wanted in pairs:
             if found != wanted:
                 raise refused(self.path, f"the {what} {wanted}", str(found), "use the parts of one pipeline")
+        for name in ("sample_height", "sample_width", "sample_frames"):
+            value = transformer[name]
+            if type(value) is not int or not 1 <= value <= 4096:
+                raise refused(self.path / "transformer", f"{name} from 1 to 4096", f"{value!r:.40}", "copy it again")
         prediction = pipeline.scheduler.config.prediction_type
         if prediction not in PREDICTIONS:
             raise refused(self.path / "scheduler", f"one of {', '.join(PREDICTIONS)}", str(prediction), "copy it again")
@@ -158,7 +162,8 @@ class GoalGenerator:
         """
         if not prompt.strip():
             raise ConfigError("prompt", expected="a text that says what is done", found="none", next_step="give one")
-        ids = self.pipeline.tokenizer(prompt).input_ids
+        with readable(self.path / "tokenizer"):
+            ids = self.pipeline.tokenizer(prompt).input_ids
         most, known = self.pipeline.transformer.config.max_text_seq_length, self.pipeline.text_encoder.config.vocab_size
         if len(ids) > most:
             raise ConfigError(
@@ -195,9 +200,10 @@ class GoalGenerator:
             progress(step + 1, settings.steps)
             return values
 
-        with torch.inference_mode():
+        image = self.image(first_frame).to(self.device)
+        with torch.inference_mode(), readable(self.path, "a pipeline that runs"):
             video = self.pipeline(
-                image=self.image(first_frame).to(self.device),
+                image=image,
                 prompt=prompt,
                 height=height,
                 width=width,

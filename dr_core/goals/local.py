@@ -17,9 +17,12 @@ from typing import Any
 
 from dr_core.checkpoint import built_from, sha256_file
 from dr_core.errors import CheckpointError, UserError
+from dr_core.memory import is_out_of_memory
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _WEIGHTS = ".safetensors"
+MOST = 10**7
+"""No published configuration holds a larger number."""
 _MAX_CONFIG_BYTES = 16 * 2**20
 
 
@@ -110,6 +113,7 @@ def load_network(kind: Any, folder: Path, dtype: Any) -> Any:
     named = config.get("_class_name", config.get("architectures"))
     if named not in (kind.__name__, [kind.__name__]):
         raise refused(folder / "config.json", f"the class {kind.__name__}", str(named), "give another directory")
+    _check_numbers(folder / "config.json", config)
     check_weights(folder)
     _check_size(kind, folder)
     with readable(folder), silent():
@@ -130,6 +134,25 @@ def load_network(kind: Any, folder: Path, dtype: Any) -> Any:
     if damaged is not None:
         raise refused(folder, "finite weights", f"{damaged} that is not", "copy the weights again")
     return network.eval().requires_grad_(False)
+
+
+def _check_numbers(file: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration with numbers that nothing can be built of.
+
+    Raises:
+        CheckpointError: it has one.
+    """
+    if not _largest(config) <= MOST:
+        raise refused(file, f"numbers up to {MOST}", f"{_largest(config):.4g}", "copy the directory again")
+
+
+def _largest(value: Any) -> float:
+    """The largest number in a configuration: some classes count up to it before a network is built."""
+    if isinstance(value, Mapping):
+        return max(map(_largest, value.values()), default=0)
+    if isinstance(value, list):
+        return max(map(_largest, value), default=0)
+    return value if isinstance(value, int | float) else 0
 
 
 def _check_size(kind: Any, folder: Path) -> None:
@@ -167,6 +190,9 @@ def load_other(kind: Any, folder: Path) -> Any:
     """
     if not folder.is_dir():
         raise refused(folder, f"the files of {kind.__name__}", "no such directory", "copy the directory again whole")
+    for file in sorted(folder.glob("*_config.json")):
+        # The published way to say that a tokenizer sets no limit is 10^30.
+        _check_numbers(file, {key: value for key, value in read_json(file).items() if key != "model_max_length"})
     with readable(folder), silent():
         return kind.from_pretrained(str(folder), local_files_only=True)
 
@@ -188,20 +214,21 @@ def identity(hashes: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """While a foreign library reads ``path``: what it refuses becomes one line.
+def readable(path: Path, expected: str = "files that can be read") -> Iterator[None]:
+    """While a foreign library uses ``path``: what it refuses, or stumbles over, becomes one line.
 
     Raises:
-        CheckpointError: in place of the library's error.
+        CheckpointError: in place of the library's error; want of memory is left as it is.
     """
-    import safetensors
-
-    foreign = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError)
     try:
         yield
-    except (*foreign, ArithmeticError, MemoryError, safetensors.SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of foreign code, which fails in any way on damaged files
+        if is_out_of_memory(error):
+            raise
         text = " ".join(str(error).split())[:200]
-        raise refused(path, "files that can be read", text or repr(error), "copy the directory again whole") from error
+        raise refused(path, expected, text or repr(error), "copy the directory again whole") from error
 
 
 @contextmanager

@@ -164,9 +164,10 @@ WRONG: dict[str, tuple[Change, str]] = {
         "missing keys",
     ),
     "not finite": (weights("vae", TRANSFORMER, lambda t: next(iter(t.values())).fill_(float("nan"))), "finite"),
-    "a larger network": (altered("transformer/config.json", num_layers=2**40), "a larger network"),
-    "wider text": (altered("text_encoder/config.json", d_ff=2**40), "a larger network"),
+    "a larger network": (altered("transformer/config.json", num_layers=9**7), "a larger network"),
+    "wider text": (altered("text_encoder/config.json", d_ff=10**6), "a larger network"),
     "endless noise": (altered("scheduler/scheduler_config.json", num_train_timesteps=2**40), "num_train_timesteps"),
+    "endless tokens": (altered("tokenizer/tokenizer_config.json", extra_ids=2**40), "numbers up to"),
     "other shapes": (altered("transformer/config.json", num_attention_heads=4), "files that can be read"),
     "other latents": (altered("transformer/config.json", out_channels=2), "transformer"),
     "other positions": (altered("transformer/config.json", sample_frames=17), "pos_embedding"),
@@ -193,6 +194,17 @@ def test_parts_of_different_pipelines_are_refused(pipelines: dict[str, Path], tm
     change_json(copy / "transformer" / "config.json", temporal_compression_ratio=8)
     with pytest.raises(CheckpointError, match="temporal_compression_ratio 4; found 8"):
         GoalGenerator(copy)
+
+
+@pytest.mark.parametrize("value", [[], -1, True, None, 5000])
+def test_a_size_that_is_none_is_refused(pipelines: dict[str, Path], tmp_path: Path, value: object) -> None:
+    copy = Path(shutil.copytree(pipelines["1.5"], tmp_path / "pipeline"))
+    change_json(copy / "transformer" / "config.json", sample_height=value)
+    if value is None:  # left out, the class's own size is taken
+        assert GoalGenerator(copy).size == (60 * 4, 32)
+    else:
+        with pytest.raises(CheckpointError, match="transformer"):
+            GoalGenerator(copy)
 
 
 def test_without_the_extra_the_error_names_it(pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
