@@ -23,8 +23,8 @@ def data_files():
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", sorted(glob("launch/*.launch.py"))),
     ]
-    for folder in sorted({path.parent for path in Path("config").glob("**/*.yaml")}):
-        files.append((f"share/{NAME}/{folder.as_posix()}", sorted(glob(f"{folder.as_posix()}/*.yaml"))))
+    for folder in sorted({path.parent for path in Path("config").glob("**/*.*ml")}):
+        files.append((f"share/{NAME}/{folder.as_posix()}", sorted(glob(f"{folder.as_posix()}/*.*ml"))))  # yaml, xml
     return [(target, sources) for target, sources in files if sources]
 
 

@@ -292,7 +292,8 @@ def page(figures: dict[str, Any]) -> str:
         tests = "<br>".join(f"`{one}`" for one in row.tests)
         lines.append(f"| {row.number} | {row.fault} | {expected} | {'<br>'.join(bounded)} | {tests} |")
     lines += ["\n## How it was injected", NOTES.rstrip()]
-    return "\n".join([*lines, *_campaigns(figures.get("campaigns", {}))]) + "\n"
+    soak = _soak(figures["soak"]) if "soak" in figures else []
+    return "\n".join([*lines, *_campaigns(figures.get("campaigns", {})), *soak]) + "\n"
 
 
 def _campaigns(campaigns: dict[str, Any]) -> list[str]:
@@ -327,6 +328,35 @@ def _untrusted(kinds: dict[str, Any]) -> list[str]:
         *(f"| {kind} | {' | '.join(str(one[key]) for key in UNTRUSTED)} |" for kind, one in kinds.items()),
         *(["", *faults] if faults else []),
     ]
+
+
+def _soak(soak: dict[str, Any]) -> list[str]:
+    """The long run of the whole graph: its faults, and the memory of each process."""
+    lines = [
+        "\n## Soak\n",
+        f"`make soak`: the whole graph with random faults for {soak['minutes']:g} minutes on 2 cores, load average at",
+        f"its end {soak['load']:g}. {soak['stops']} stops of the gate, {soak['missed_stops']} missed;",
+        f"{len(soak['deadlocks'])} nodes fell silent, {len(soak['died'])} ended by themselves;",
+        f"{soak['rewards']} rewards, {soak['commands']} commands, {soak['commands_not_finite']} of them no numbers.\n",
+        "| fault | injected | stops | p50 / max s | arm was at rest | missed |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, one in soak["faults"].items():
+        times = f"{one['p50_s']:.3f} / {one['max_s']:.3f}" if "p50_s" in one else ""
+        rest, missed = one["not_driving"] + one["moot"], len(one["missed"])
+        lines.append(f"| {name} | {one['injected']} | {one.get('stops', '')} | {times} | {rest} | {missed} |")
+    lines += [
+        "\n![memory of each process](img/soak.png)\n",
+        "Growth of the process of each node that lived longest, after the first third of its time: a line through",
+        "means over 10 s, with the 95 % interval of its slope.\n",
+        "| node | processes | seconds | first, last MB | MB/h |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, one in soak["memory"].items():
+        grows = "{} [{}, {}]".format(one["mb_per_h"], *one["interval_95"]) if "mb_per_h" in one else ""
+        sizes = f"{one.get('first_mb', '')}, {one.get('last_mb', '')}"
+        lines.append(f"| {name} | {one['processes']} | {one.get('seconds', '')} | {sizes} | {grows} |")
+    return lines
 
 
 def read_figures() -> dict[str, Any]:

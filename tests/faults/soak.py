@@ -1,4 +1,4 @@
-"""`python -m tests.faults.soak [--minutes M] [--seed S] [--out FOLDER]`: the whole graph with random faults.
+"""`python -m tests.faults.soak [--minutes M] [--seed S] [--out FOLDER] [--docs]`: the whole graph with random faults.
 
 Simulated arm, gate, agent, recorder, reward and evaluator, each in a process of its own, on two cores. Every few
 seconds a fault that the seed decides: a process is killed and started again or frozen for a while, wishes become NaN,
@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import statistics
 import sys
@@ -29,7 +30,8 @@ from typing import Any
 import numpy as np
 
 from tests.faults.reactions import MODEL
-from tests.nodes.conftest import NodeProcess
+from tests.faults.rows import read_figures, write
+from tests.nodes.conftest import ROOT, NodeProcess
 from tests.nodes.test_arm_bridge import ACTIVE, SIM_PANDA, STOPPED
 
 NAMESPACE = "soak"
@@ -447,10 +449,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/soak"), help="folder for soak.json and soak.png")
+    parser.add_argument("--docs", action="store_true", help="show the figures and the plot in docs/faults.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = run(arguments.minutes, arguments.seed, arguments.out, Path(folder))
     print(json.dumps(figures, indent=2))
+    if arguments.docs:
+        memory = {name: {k: v for k, v in one.items() if k != "means_mb"} for name, one in figures["memory"].items()}
+        write({**read_figures(), "soak": {**figures, "memory": memory}})
+        shutil.copyfile(arguments.out / "soak.png", ROOT / "docs" / "img" / "soak.png")
     bad = figures["missed_stops"] or figures["deadlocks"] or figures["died"] or figures["commands_not_finite"]
     return 1 if bad else 0
 
