@@ -115,7 +115,7 @@ def main() -> int:
             )  # fmt: skip
             keep_goal(env.goal, asked.out / "goal", env.rate_hz)
             told = Told(env, asked.out / "episodes.jsonl")
-            gymnasium.register(ENVIRONMENT, lambda: told, disable_env_checker=True)
+            gymnasium.register(ENVIRONMENT, lambda **_: told, disable_env_checker=True)
             sys.argv = ["sheeprl", *SMALL, *own, *asked.set]  # where Hydra reads its settings
             run()  # closes the environment
     except UserError as error:

@@ -52,7 +52,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / TASK / "reward"
 GOAL = GenRewardConfig(
     video_weight=0.5, fb_weight=0.1, video_motion=True, fb_density=True, video_every=9,
-    fb=FBConfig(size=16, hidden_size=32, batch_size=16, update_every=4),
+    fb=FBConfig(size=16, hidden_size=32, batch_size=64, update_every=4),
 )  # fmt: skip
 CONFIG = RewardConfig("genreward", alpha=0.0, video_weight=0.25, success_weight=2.0, goal=GOAL)
 
@@ -86,7 +86,7 @@ def make(model: RewardModel, goal: Goal, tmp_path: Path) -> Any:
         encoder = CodecFrames(model)
         genreward = GenReward(config.goal, goal, encoder, CodecVideo(encoder), 4)
         options.setdefault("model", model if config.name == "genreward_diffusion" else None)
-        environment = MetaWorldEnv(TASK, episode_steps=STEPS)
+        environment = MetaWorldEnv(TASK, episode_steps=options.pop("steps", STEPS))
         made.append(RewardEnv(environment, genreward, tmp_path / f"replay_{len(made)}", config, **options))
         return made[-1]
 
@@ -95,15 +95,18 @@ def make(model: RewardModel, goal: Goal, tmp_path: Path) -> Any:
         env.close()
 
 
-def play(env: RewardEnv, draw: np.random.Generator, **options: Any) -> tuple[NDArray[Any], ...]:
-    """An episode of random actions: frames (T + 1, ...), actions (T, 4), rewards (T,), and the info of each step."""
+def play(
+    env: RewardEnv, draw: np.random.Generator, expert: ScriptedExpert | None = None, **options: Any
+) -> tuple[NDArray[Any], ...]:
+    """An episode of random actions, or an expert's: frames (T + 1, ...), actions (T, 4), rewards (T,), infos (T,)."""
     frame, _ = env.reset(**options)
     frames, actions, rewards, infos, over = [frame], [], [], [], False
     while not over:
-        actions.append(draw.uniform(-1.0, 1.0, 4).astype(np.float32))
-        frame, reward, terminated, over, info = env.step(actions[-1])
+        action = draw.uniform(-1.2, 1.2, 4) if expert is None else expert(env._environment.expert_observation)
+        frame, reward, terminated, over, info = env.step(action.astype(np.float32))
         assert not terminated
         frames.append(frame)
+        actions.append(np.clip(action, -1.0, 1.0).astype(np.float32))
         rewards.append(reward)
         infos.append(info)
     return np.stack(frames), np.stack(actions), np.array(rewards), np.array(infos)
@@ -122,13 +125,14 @@ def test_gymnasium_finds_nothing_to_complain_of(make: Make) -> None:
 def test_a_step_is_paid_what_the_loop_computes_for_whole_episodes(
     make: Make, model: RewardModel, tmp_path: Path, name: RewardName, centred: bool
 ) -> None:
-    """Two episodes through the loop's own code, with F and B as they are in the second one."""
-    config = replace(CONFIG, name=name, centred=centred)
-    env, draw = make(config), np.random.default_rng(0)
-    episodes = [play(env, draw, seed=3), play(env, draw)]
+    """A random episode and an expert's through the loop's own code, with F and B as they are in the second one."""
+    config, steps = replace(CONFIG, name=name, centred=centred), 40
+    env, draw = make(config, steps=steps), np.random.default_rng(0)
+    episodes = [play(env, draw, seed=3), play(env, draw, ScriptedExpert(TASK))]
     genreward = env._genreward
     settings = LoopConfig(reward=config, agent=AgentConfig(n_step=1), network=NetworkConfig(hidden_size=8))
     agent = DrQV2(ActorConfig(4, TASK, 40.0, network=settings.network), settings.agent, seed=0)
+    reaches = []
     with Replay(
         tmp_path / "loop", capacity=100, action_size=4, n_step=1, reward_names=reward_columns(config),
         feature_size=genreward.feature_size,
@@ -140,30 +144,36 @@ def test_a_step_is_paid_what_the_loop_computes_for_whole_episodes(
             sparse = np.array([info["term_success"] for info in infos], np.float32) / np.float32(config.success_weight)
             rewards = stage._keep(frames[None], actions[None], sparse[None])
             features = genreward.encode(frames[None])[0]
+            reaches.append(genreward.reach(features[:-1], actions, centred=False))
     kept = {column: values[0] for column, values in rewards.items()}
-    assert (kept[GOAL_VIDEO] != 0.0).tolist() == [step in (9, 21) for step in range(1, STEPS + 1)], "a short rest"
+    assert np.flatnonzero(kept[GOAL_VIDEO]).tolist() == [8, 17, 26, 39], "the rest of four steps is no clip"
+    assert 0 < np.flatnonzero(kept[SPARSE])[0] < steps - 2 and kept[SPARSE].max() == 2.0
     assert name == "genreward" or np.ptp(kept[VIDEO]) > 0.1
-    discounts = np.full(STEPS, settings.agent.discount, np.float32)
-    nothing = np.zeros((STEPS, 3, 64, 64), np.uint8)
-    batch = Batch(nothing, actions, kept, discounts, nothing, features[:-1])
-    wanted = stage._reward(batch, draw)
+    discounts = np.full(steps, settings.agent.discount, np.float32)
+    nothing = np.zeros((steps, 3, 64, 64), np.uint8)
+    wanted = stage._reward(Batch(nothing, actions, kept, discounts, nothing, features[:-1]), draw)
     frames, actions, paid, infos = episodes[1]
     names = ("video", "success", "goal_video", "fb")
     told = {name: np.array([info[f"term_{name}"] for info in infos]) for name in names}
     np.testing.assert_allclose(told["video"], wanted.video, atol=2e-4)
     np.testing.assert_allclose(told["goal_video"], wanted.goal_video, atol=1e-4)
-    np.testing.assert_allclose(told["success"], config.success_weight * kept[SPARSE])
-    assert np.std(wanted.fb) > 1e-4
+    np.testing.assert_array_equal(told["success"], config.success_weight * kept[SPARSE])
+    assert any(info["success"] for info in infos) and np.std(wanted.fb) > 1e-4
     apart = told["fb"] - wanted.fb
-    # The mean over a batch is another one; it is the same for all steps.
-    np.testing.assert_allclose(apart, apart.mean() if centred else 0.0, atol=1e-4 * np.abs(wanted.fb).max())
+    np.testing.assert_allclose(apart, apart.mean(), atol=1e-4 * np.abs(wanted.fb).max())
+    if centred:  # less the mean of the replay, which holds the first episode, not that of a batch
+        before, mean = reaches[0], reaches[1].mean() - apart.mean() / config.goal.fb_weight
+        error = 4.0 * before.std() / np.sqrt(config.goal.fb.batch_size)
+        assert mean == pytest.approx(before.mean(), abs=error) and abs(before.mean()) > error
+    else:
+        assert apart.mean() == pytest.approx(0.0, abs=1e-6)
     np.testing.assert_allclose(paid, sum(told.values()), rtol=1e-6, atol=1e-9)
 
 
 class Parallel:
     """What the loop asks of environments before it plays in them."""
 
-    num, episode_steps, action_repeat = 1, STEPS, 2
+    num, episode_steps, action_repeat = 1, 40, 2
 
 
 def test_f_and_b_learn_between_episodes_from_what_was_lived_through(make: Make) -> None:
@@ -214,6 +224,7 @@ def test_it_closes(make: Make) -> None:
         feature_size=env._genreward.feature_size,
     ) as replay:  # fmt: skip
         assert len(replay) == STEPS
+        assert np.abs(replay.sample(200, np.random.default_rng(0)).actions).max() == 1.0, "what was done, not asked for"
 
 
 def test_what_does_not_go_together_is_refused(make: Make, model: RewardModel, tmp_path: Path) -> None:
