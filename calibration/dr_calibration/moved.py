@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dr_calibration.errors import CalibrationError
+from dr_core.data.images import is_whole_png
 
 Vector = NDArray[np.float64]
 Gray = NDArray[np.uint8]
@@ -245,7 +246,7 @@ class Reference:
             raise _refused(str(path), "a reference picture", found, "calibrate again") from error
         picture = None
         # The sizes are read before memory is taken for them.
-        if data.startswith(PNG_BEGIN) and 33 <= len(data) <= MAX_FILE_BYTES:
+        if data.startswith(PNG_BEGIN) and 33 <= len(data) <= MAX_FILE_BYTES and is_whole_png(data):
             width, height = struct.unpack_from(">II", data, 16)
             if min(width, height) >= SMALLEST_SIDE and width * height <= MAX_PIXELS:
                 try:

@@ -146,9 +146,23 @@ def _jpeg_size(buffer: bytes) -> tuple[int, int]:
     raise DamagedImage("a JPEG with a frame header", "none")
 
 
+def is_whole_png(data: bytes) -> bool:
+    """Whether all chunks of a PNG file are there, up to its end.
+
+    OpenCV takes as much memory as a chunk says that it has, up to 4 GiB, before it sees that the file ends.
+    """
+    position = 8
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        position += 12 + length
+        if kind == b"IEND":
+            return length == 0
+    return False
+
+
 def _png_size(buffer: bytes) -> tuple[int, int]:
     """Height and width from IHDR; 16-bit images are refused, as cutting them to 8 bits is not exact."""
-    if len(buffer) < 33 or b"IEND\xaeB`\x82" not in buffer[-64:]:
+    if len(buffer) < 33 or not is_whole_png(buffer):
         raise DamagedImage("a whole PNG", f"{len(buffer)} bytes without its end")
     width, height, depth = struct.unpack_from(">IIB", buffer, 16)
     if depth == 16:

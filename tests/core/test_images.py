@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -144,6 +147,36 @@ def test_an_image_that_claims_to_be_huge_is_refused_before_it_is_decoded() -> No
     struct.pack_into(">HH", jpeg, frame + 5, 65535, 65535)
     with pytest.raises(DamagedImage, match="65535"):
         decode_compressed(bytes(jpeg), "jpeg")
+
+
+CLAIMING = """
+import resource, struct, sys
+from pathlib import Path
+
+from dr_calibration.errors import CalibrationError
+from dr_calibration.moved import Reference
+from dr_core.data.images import DamagedImage, decode_compressed
+
+path = Path(sys.argv[1])
+for read, refusal in ((lambda: decode_compressed(path.read_bytes(), "png"), DamagedImage),
+                      (lambda: Reference.load(path), CalibrationError)):
+    try:
+        read()
+    except refusal as error:
+        print(type(error).__name__)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_chunk_that_claims_to_be_huge_takes_no_memory(tmp_path: Path) -> None:
+    png = bytearray(encoded(".png", np.random.default_rng(0).integers(0, 255, (48, 64, 4), np.uint8)))
+    assert png[37:41] == b"IDAT"
+    struct.pack_into(">I", png, 33, 3_500_000_000)
+    (tmp_path / "claims.png").write_bytes(png)
+    words = [sys.executable, "-c", CLAIMING, str(tmp_path / "claims.png")]
+    first, second, kib = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    assert (first, second) == ("DamagedImage", "CalibrationError")
+    assert int(kib) < 2**20, "what it claims is 3.3 GiB"
 
 
 @pytest.mark.parametrize("fmt", ["16UC1; compressedDepth png", "tiff", ""])
