@@ -1,6 +1,7 @@
 """Who is in the system: nodes from `ros_discovery_info`, endpoints from DDS discovery.
 
-Nothing listens in the background: questions read what has arrived so far.
+Nothing listens in the background: an executor takes over what has arrived when it arrives (``Graph.follow``), and so
+do questions.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ TOPIC = "ros_discovery_info"
 INFO_TYPE = "rmw_dds_common/msg/ParticipantEntitiesInfo"
 INFINITE_NS = 2**63 - 1
 AT_ONCE = 100
+GID = slice(4, 20)  # of the participant, in ros_discovery_info: the first field behind the header of CDR
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Graph:
         self._participant = participant
         self._lock = threading.RLock()
         self._local: dict[tuple[str, str], tuple[set[bytes], set[bytes]]] = {}  # readers and writers per node
-        self._infos: dict[bytes, Any] = {}
+        self._infos: dict[bytes, Any] = {}  # by GID of the participant: the message, its bytes until somebody asks
         common = [
             Policy.Reliability.Reliable(INFINITE_NS),
             Policy.Durability.TransientLocal,
@@ -121,6 +123,8 @@ class Graph:
         self._writer = participant.writer(TOPIC, INFO_TYPE, Qos(*common, last, service, lifecycle))
         self._reader = participant.reader(TOPIC, INFO_TYPE, Qos(*common, Policy.History.KeepAll))
         self._sertype = cyclone.sertype_of(self._writer)
+        self.condition = cyclone.call("dds_create_readcondition", self._reader, cyclone.ANY_STATE)
+        """Set while there is something to follow."""
         self._discoveries: dict[int, _Discovery] = {}
 
     def change(
@@ -174,14 +178,23 @@ class Graph:
             found = self._discovered(BuiltinTopicDcpsPublication if writers else BuiltinTopicDcpsSubscription)
             return sum(one.topic == topic for one in found.values())
 
-    def _alive_infos(self) -> list[Any]:
+    def follow(self) -> None:
+        """Take over what has arrived. It would pile up in a process that asks nothing while others come and go."""
         with self._lock:
             while (sample := cyclone.take(self._reader)) is not None:
-                info: Any = deserialize(sample[0], message_class(INFO_TYPE))
-                self._infos[info.gid.data.tobytes()] = info
+                self._infos[sample[0][GID]] = sample[0]
             alive = self._discovered(BuiltinTopicDcpsParticipant)
             # Humble sends 24 bytes, of which the first 16 are the GUID; they arrive as 16 here or not at all.
             self._infos = {gid: info for gid, info in self._infos.items() if gid in alive}
+            for discovery in self._discoveries.values():
+                discovery.alive()
+
+    def _alive_infos(self) -> list[Any]:
+        with self._lock:
+            self.follow()
+            for gid, info in self._infos.items():
+                if isinstance(info, bytes):
+                    self._infos[gid] = deserialize(info, message_class(INFO_TYPE))
             return list(self._infos.values())
 
     def nodes(self) -> list[tuple[str, str]]:

@@ -118,18 +118,18 @@ class WaitSet:
     def __init__(self, participant: Participant) -> None:
         self.entity = cyclone.call("dds_create_waitset", participant.entity)
         self._attached: set[int] = set()
-        self._asked: tuple[object, int] = (None, 0)
+        self._asked: tuple[object, tuple[int, ...]] = (None, ())
         self._ready: Any = (ct.c_int64 * 1)()
 
-    def attach_exactly(self, conditions: Mapping[int, Any], guard: int) -> None:
+    def attach_exactly(self, conditions: Mapping[int, Any], *more: int) -> None:
         """Wait for these conditions (keys) and no others from now on; those deleted meanwhile are left out.
 
         The mapping must not change as long as it is passed again: then there is nothing to do.
         """
-        if self._asked[0] is conditions and self._asked[1] == guard:
+        if self._asked[0] is conditions and self._asked[1] == more:
             return
-        self._asked = (conditions, guard)
-        wanted = {*conditions, guard}
+        self._asked = (conditions, more)
+        wanted = {*conditions, *more}
         for condition in self._attached - wanted:
             cyclone.try_call("dds_waitset_detach", self.entity, condition)
         new = wanted - self._attached

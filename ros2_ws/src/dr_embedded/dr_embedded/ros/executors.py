@@ -240,7 +240,8 @@ class Executor:
             due_ns = waitable.due_in_ns(now_ns)
             if due_ns is not None and due_ns < wait_ns:
                 wait_ns = due_ns
-        self._waitset.attach_exactly(sources.by_condition, self._guard.entity)
+        graph = self._session.graph
+        self._waitset.attach_exactly(sources.by_condition, self._guard.entity, graph.condition)
         set_conditions = self._waitset.wait(max(wait_ns, 0))
         now_ns = time.monotonic_ns()
         for waitable in sources.timed:
@@ -250,6 +251,8 @@ class Executor:
         for condition in set_conditions:
             if condition == self._guard.entity:
                 self._guard.clear()
+            elif condition == graph.condition:
+                graph.follow()
             elif condition in sources.by_condition:
                 self._ready.append(sources.by_condition[condition])
 
