@@ -95,7 +95,10 @@ PRESETS: dict[str, LoopConfig] = {
                 fb_weight=0.05,
                 video_motion=True,
                 fb_density=True,
-                fb=FBConfig(hidden_size=256, learning_rate=3e-4, batch_size=64, update_every=8),
+                # Few updates have to do: a shorter look ahead, and targets that follow faster.
+                fb=FBConfig(
+                    hidden_size=256, learning_rate=1e-3, discount=0.95, tau=0.05, batch_size=64, update_every=8
+                ),
             ),
         ),
         agent=AgentConfig(
