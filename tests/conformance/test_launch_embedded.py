@@ -266,5 +266,9 @@ def test_one_whose_end_ends_all(supervise: Any) -> None:
 
 
 def test_one_program_has_the_terminal(supervise: Any) -> None:
-    status, output = ended(*supervise("reads", "brief"))
-    assert status == 0 and "[reads-1] up typed\n" in output
+    process, lines = supervise("reads", "waits")
+    while "[reads-1] up typed\n" not in lines:
+        lines.append(process.stdout.readline())
+        assert lines[-1], lines
+    process.send_signal(signal.SIGINT)
+    assert ended(process, lines)[0] == 0
