@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from agent_speed import take_turns
 from rich.console import Console
 from rich.table import Table
 
@@ -66,20 +66,6 @@ class Row:
     fb_update_ms: float
     encode_ms: float
     share: float
-
-
-def take_turns(repeat: int, device: str, contenders: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Best time of each in ms, after one turn to warm up."""
-    best = dict.fromkeys(contenders, float("inf"))
-    for turn in range(repeat + 1):
-        for name, run in contenders.items():
-            started = time.perf_counter()
-            run()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if turn:
-                best[name] = min(best[name], 1e3 * (time.perf_counter() - started))
-    return best
 
 
 def measure(preset: str, size: int, repeat: int, device: str, encode_ms: float) -> Row:
